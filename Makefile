@@ -1,0 +1,20 @@
+.PHONY: run test clean
+
+PYTHON ?= python3
+VENV := .venv
+
+run: $(VENV)/ready
+	$(VENV)/bin/python train.py
+
+test: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r requirements.txt
+	$(VENV)/bin/pip install -q -e ".[plots,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,71 @@
+"""Problems: what a task module holds, and how training and held-out problems are kept apart.
+
+A task is a module `data/<name>.py` with a constant and four functions (see `data/addition.py`, the shortest):
+
+    DIGITS_PER_TOKEN                       how many digits make one token (1: digit by digit)
+    sample(rng, size) -> Problem           a random problem; `size` is its difficulty
+    parse(prompt) -> Problem               the same from a text that a person typed; ValueError if it is not one
+    is_correct(problem, text) -> bool      the checker: any text whatever, never eval'd
+    attempt(problem, kind, rng) -> Attempt a demonstration: kind is "right", "near" (a near miss) or "far" (wrong)
+
+Nothing else needs to know of it: `python train.py --task=<name>`.
+"""
+
+import importlib
+import pkgutil
+import zlib
+from random import Random
+from typing import NamedTuple
+
+HELD_OUT_SHARE = 10  # one problem in ten is held out: enough for thousands, and training keeps nine tenths
+
+
+class Problem(NamedTuple):
+    prompt: str  # what turn 1 shows
+    answer: str  # a right answer, as the checker knows it; never shown to the model
+
+
+class Attempt(NamedTuple):
+    """A demonstration's text, cut in two: a wrong `answer` is context only, the honest `working` after it is taught."""
+
+    answer: str
+    working: str
+
+    @property
+    def text(self) -> str:
+        return self.answer + self.working
+
+
+def load_task(name: str):
+    """The task module `data/<name>.py`; ValueError names the tasks there are."""
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("tokenizer", "demonstrations"))
+    if name not in names:
+        raise ValueError(f"no task '{name}': choose one of {', '.join(names)}")
+    return importlib.import_module(f"data.{name}")
+
+
+def is_held_out(prompt: str, seed: int) -> bool:
+    """Which side of the split a problem is on: decided by its text alone, so no problem is ever on both sides."""
+    return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_SHARE == 0
+
+
+def train_problem(task, size: int, seed: int, index: int) -> Problem:
+    """Training problem number `index`: always the same for (seed, index), so resuming needs no saved position."""
+    rng = Random(f"{seed}/train/{index}")
+    while is_held_out((problem := task.sample(rng, size)).prompt, seed):
+        pass
+    return problem
+
+
+def held_out_problems(task, size: int, seed: int, n: int) -> list[Problem]:
+    """`n` different held-out problems, always the same for a seed. ValueError if the task has not that many."""
+    rng, found = Random(f"{seed}/held-out"), {}
+    for _ in range(n * HELD_OUT_SHARE * 20):
+        if len(found) == n:
+            break
+        problem = task.sample(rng, size)
+        if is_held_out(problem.prompt, seed):
+            found[problem.prompt] = problem
+    else:
+        raise ValueError(f"only {len(found)} held-out problems found at size={size}: ask for fewer (n={n}) or a larger size")
+    return list(found.values())

@@ -1,0 +1,51 @@
+"""Exact division by one digit, with a written check: `8742/6=` -> `1457;1457*6=8742`.
+
+Only the quotient is graded. The check is why correction can be real here: after a wrong quotient its product differs
+from the dividend, and by how much says where the quotient is wrong. `size` is the number of the quotient's digits.
+"""
+
+import re
+from random import Random
+
+from data import Attempt, Problem
+
+DIGITS_PER_TOKEN = 1  # arithmetic is learned digit by digit
+
+
+def sample(rng: Random, size: int) -> Problem:
+    quotient, divisor = rng.randrange(10 ** (size - 1), 10**size), rng.randint(2, 9)
+    return Problem(f"{quotient * divisor}/{divisor}", str(quotient))
+
+
+def parse(prompt: str) -> Problem:
+    match = re.fullmatch(r"\s*(\d{1,12})\s*/\s*([2-9])\s*=?\s*", prompt, re.ASCII)
+    if not match or int(match[1]) % int(match[2]):
+        raise ValueError("a division problem looks like 8742/6: a divisor from 2 to 9 that leaves no remainder")
+    return Problem(f"{match[1]}/{match[2]}", str(int(match[1]) // int(match[2])))
+
+
+def is_correct(problem: Problem, text: str) -> bool:
+    return text.split("*", 1)[0] == problem.answer
+
+
+def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
+    divisor = int(problem.prompt.split("/")[1])
+    quotient = problem.answer
+    if kind == "near":  # one digit wrong, at times two
+        for place in rng.sample(range(len(quotient)), min(len(quotient), rng.choice((1, 1, 2)))):
+            low = 1 if place == 0 else 0  # a quotient does not begin with 0
+            digit = rng.choice([d for d in range(low, 10) if d != int(quotient[place])])
+            quotient = f"{quotient[:place]}{digit}{quotient[place + 1 :]}"
+    while kind == "far" and quotient == problem.answer:
+        quotient = str(rng.randrange(10 ** (len(quotient) - 1), 10 ** len(quotient)))
+    product = int(quotient) * divisor
+    return Attempt(quotient, f"*{divisor}={product}")
+
+
+def honest(problem: Problem, text: str) -> Attempt | None:
+    """A sampled attempt with its working made true; None if there is no answer in it to work with."""
+    answer = text.partition("*")[0]
+    if not re.fullmatch(r"[1-9]\d*", answer, re.ASCII) or len(answer) > 12:
+        return None
+    divisor = int(problem.prompt.split("/")[1])
+    return Attempt(answer, f"*{divisor}={int(answer) * divisor}")

@@ -1,0 +1,334 @@
+"""Evaluation: is the second attempt better than the first, and does the model read the first to make it better?
+
+    python eval.py out/default                          report of a run: results.json, report.md, pictures
+    python eval.py out/default/stage2.pt --show=10      metrics of one checkpoint, with transcripts
+    python eval.py out/default/stage2.pt --turns=5      accuracy after each of five attempts
+    python eval.py out/default/stage2.pt --problem="8742/6"
+
+All figures are on held-out problems. Greedy by default, as in the paper; nothing here is random without its own seed.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from data import Problem, held_out_problems, load_task
+from data.tokenizer import CORRECTION_REQUEST, build_tokenizer, encode, special, user_turn
+from model import GPT
+from rewards import correctness
+from rollout import Rollout, sample_dialogues
+from train import Config, load_model, pick_device, token_scores
+
+ROWS_AT_ONCE = 500  # held-out problems sampled together
+
+
+def self_correction_metrics(correct: Tensor, changed: Tensor | None = None) -> dict:
+    """The paper's metrics from correct [N, turns >= 2] bool, with `changed` [N] bool (did the text change?) the change rate.
+
+    Fractions of ALL problems but for fix_rate = i_to_c / (1 - acc_t1), the share of wrong first attempts that are mended;
+    `se` has the standard error of each, that of delta being paired (both attempts are at the same problem).
+    acc_t2 = acc_t1 + i_to_c - c_to_i. With no wrong first attempt the fix rate is NaN.
+    """
+    first, second = correct[:, 0].double(), correct[:, 1].double()
+    n = len(first)
+    columns = {
+        "acc_t1": first,
+        "acc_t2": second,
+        "delta": second - first,
+        "i_to_c": (1 - first) * second,
+        "c_to_i": first * (1 - second),
+        "fix_rate": second[first == 0],
+        "change_rate": (changed if changed is not None else torch.full((n,), math.nan)).double(),
+    }
+    means = {name: values.mean().item() for name, values in columns.items()}
+    errors = {name: (values.var(correction=0) / len(values)).sqrt().item() for name, values in columns.items()}
+    return {**means, "n": n, "se": errors}
+
+
+def edit_distance_ratio(a: str, b: str) -> float:
+    """Insertions and deletions that turn a into b, in characters, over len(a) + len(b): 0 same, 1 nothing in common.
+
+    The paper says "edit distance" only; its histograms reach above 0.5, which no Levenshtein distance can.
+    """
+    row = [0] * (len(b) + 1)  # longest common subsequence of a's prefix and each prefix of b
+    for x in a:
+        before, row = row, [0]
+        for j, y in enumerate(b):
+            row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
+    total = len(a) + len(b)
+    return (total - 2 * row[-1]) / total if total else 0.0
+
+
+def answer(model: GPT, tokenizer, c: Config, prompts: list[list[int]], turns: int, temperature: float) -> list[Rollout]:
+    """The model's dialogues on prompts, in batches; its own generator, so training and other figures are not disturbed."""
+    follow_up = user_turn(tokenizer, CORRECTION_REQUEST)
+    generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
+    return [
+        sample_dialogues(model, tokenizer, prompts[i : i + ROWS_AT_ONCE], follow_up, turns, c.max_new, temperature, generator)
+        for i in range(0, len(prompts), ROWS_AT_ONCE)
+    ]
+
+
+def evaluate(model: GPT, c: Config, problems: list[Problem], turns: int = 2, temperature: float = 0.0) -> tuple[dict, list]:
+    """All metrics of a model on problems, and its transcripts: (problem, texts [turns], right [turns]) each."""
+    task = load_task(c.task)
+    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
+    parts = answer(model, tokenizer, c, [user_turn(tokenizer, p.prompt) for p in problems], turns, temperature)
+    texts = [row for part in parts for row in part.texts]
+    ended = torch.cat([part.ended for part in parts])
+    correct = correctness(task, problems, texts, ended).cpu()
+    metrics = {"n": len(problems), "acc_t1": correct[:, 0].double().mean().item()}
+    if turns > 1:
+        changed = torch.tensor([row[0] != row[1] for row in texts])
+        metrics = self_correction_metrics(correct, changed)
+        metrics["edit_distance_ratio"] = sum(edit_distance_ratio(*row[:2]) for row in texts) / len(texts)
+    metrics["acc"] = correct.double().mean(0).tolist()
+    metrics["truncated"] = (~ended).double().mean().item()
+    return metrics, list(zip(problems, texts, correct.tolist(), strict=True))
+
+
+def drift(model: GPT, base: GPT, c: Config, problems: list[Problem]) -> float:
+    """How far the first attempt has moved: KL(model || base) of a sampled first attempt at temperature 1, nats a row."""
+    task = load_task(c.task)
+    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
+    total = 0.0
+    for part in answer(model, tokenizer, c, [user_turn(tokenizer, p.prompt) for p in problems], 1, 1.0):
+        with torch.no_grad():
+            total += token_scores(model, base, part.ids, part.masks[0], 1.0)[1].sum().item()
+    return total / len(problems)
+
+
+def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
+    """Does turn 2 read turn 1 (ours)? Greedy accuracy of turn 2 after another first attempt than the model's own.
+
+    `own`: its own greedy attempt; `near`: a near miss on the same problem; `wrong`: an unrelated wrong attempt on the same
+    problem, `other`: its own attempt at the next problem; `right`: the right one. Each over `all` problems and over those
+    on which its own attempt is `wrong_first`. A model that solves afresh is right equally often after `own` and `wrong`; one
+    that mends what it reads is better after `own`. After `near` it may be as good: a near miss, too, says what to mend.
+    """
+    task = load_task(c.task)
+    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
+    rng, follow_up, end = Random(c.seed), user_turn(tokenizer, CORRECTION_REQUEST), special(tokenizer, "end")
+    problems = [problem for problem, _, _ in transcripts]
+    own = [texts[0] for _, texts, _ in transcripts]
+    shown = {
+        "own": own,
+        "wrong": [task.attempt(p, "far", rng).text for p in problems],
+        "near": [task.attempt(p, "near", rng).text for p in problems],
+        "other": own[1:] + own[:1],
+        "right": [task.attempt(p, "right", rng).text for p in problems],
+    }
+    wrong_first = torch.tensor([not right[0] for _, _, right in transcripts])
+    result = {"all": {"n": len(problems)}, "wrong_first": {"n": int(wrong_first.sum())}}
+    for name, firsts in shown.items():
+        prompts = [
+            [*user_turn(tokenizer, p.prompt), *encode(tokenizer, text), end, *follow_up]
+            for p, text in zip(problems, firsts, strict=True)
+        ]
+        parts = answer(model, tokenizer, c, prompts, 1, 0.0)
+        right = correctness(task, problems, [t for p in parts for t in p.texts], torch.cat([p.ended for p in parts])).cpu()
+        result["all"][name] = right.double().mean().item()
+        result["wrong_first"][name] = right[wrong_first].double().mean().item()
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------ report
+
+
+def report(folder: Path, device: torch.device) -> None:
+    """Evaluates a run's checkpoints and writes results.json, report.md and, with matplotlib, the pictures."""
+    names = [name for name in ("base", "stage1", "stage2") if (folder / f"{name}.pt").exists()]
+    if not names:
+        raise ValueError(f"{folder} has no checkpoint: give the folder of a run of train.py")
+    results, shown = {}, []
+    base, _ = load_model(folder / "base.pt", device)
+    for name in names:
+        model, c = load_model(folder / f"{name}.pt", device)
+        print(f"evaluating {name} on {c.eval_n} held-out problems", flush=True)
+        problems = held_out_problems(load_task(c.task), c.size, c.seed, c.eval_n)
+        greedy, transcripts = evaluate(model, c, problems, turns=5)
+        sampled, _ = evaluate(model, c, problems, temperature=1.0)
+        swap = swap_test(model, c, transcripts)
+        results[name] = {"greedy": greedy, "sampled": sampled, "swap": swap, "drift_kl": drift(model, base, c, problems)}
+        shown = transcripts
+    (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    pictures = plots(folder, rows, results)
+    (folder / "report.md").write_text(report_text(c, results, rows, shown, pictures))
+    print(table(results))
+    print(f"\n{folder / 'report.md'} has the whole report")
+
+
+def without_nan(value):
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+COLUMNS = {"acc_t1": "Acc@t1", "acc_t2": "Acc@t2", "delta": "Δ", "i_to_c": "i→c", "c_to_i": "c→i", "fix_rate": "fix rate",
+           "change_rate": "changed"}  # fmt: skip
+
+
+def table(results: dict) -> str:
+    """Markdown: the metrics of each checkpoint in percent ± one standard error."""
+    lines = ["| checkpoint | decoding | " + " | ".join(COLUMNS.values()) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for name, result in results.items():
+        for decoding in ("greedy", "sampled"):
+            m = result[decoding]
+            cells = [f"{100 * m[k]:{'+' if k == 'delta' else ''}.1f} ± {100 * m['se'][k]:.1f}" for k in COLUMNS]
+            lines.append(f"| {name} | {decoding} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report_text(c: Config, results: dict, rows: list[dict], transcripts: list, pictures: list[str]) -> str:
+    last = list(results)[-1]
+    changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
+    lines = [f"# {c.name}: {c.task}, size {c.size}, seed {c.seed}", ""]
+    lines += [f"Settings other than the defaults: {changed or 'none'}. Training took {rows[-1]['seconds'] / 60:.1f} minutes.", ""]
+    lines += [f"Percent of {c.eval_n} held-out problems ± standard error; greedy, or sampled at temperature 1.", "", table(results)]
+    lines += ["", "## Accuracy after each attempt (greedy)", "", "| checkpoint | 1 | 2 | 3 | 4 | 5 |", "|---" * 6 + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{100 * a:.1f}" for a in r["greedy"]["acc"]) + " |" for name, r in results.items()]
+    lines += ["", "## Does turn 2 read turn 1?", "", "Accuracy of turn 2 on problems with a wrong first attempt, by what stands"]
+    lines += ["in its place: the model's own attempt, an unrelated wrong one or a near miss on the same problem, its attempt at"]
+    lines += ["another problem, the right one. `drift` is the KL of the first attempt to the base's in nats.", ""]
+    kinds = ("own", "wrong", "near", "other", "right")
+    lines += ["| checkpoint | n | " + " | ".join(kinds) + " | drift |", "|---" * (3 + len(kinds)) + "|"]
+    for name, r in results.items():
+        swap = r["swap"]["wrong_first"]
+        lines.append(f"| {name} | {swap['n']} | " + " | ".join(f"{100 * swap[k]:.1f}" for k in kinds) + f" | {r['drift_kl']:.2f} |")
+    lines += ["", *(f"![{Path(p).stem.replace('_', ' ')}]({p})" for p in pictures)]
+    lines += ["", f"## Transcripts of {last}", "", "```"]
+    lines += [transcript(*t) for t in transcripts[:10]]
+    return "\n".join(lines) + "\n```\n"
+
+
+def transcript(problem: Problem, texts: list[str], right: list[bool]) -> str:
+    turns = [f"{text} {'(right)' if ok else '(wrong)'}" for text, ok in zip(texts, right, strict=True)]
+    return f"{problem.prompt:>12}   " + "   ".join(turns)
+
+
+COLORS = {"acc_t1": "#d95f02", "acc_t2": "#1b7fb8", "kl_t1": "#d95f02", "kl_t2": "#1b7fb8", "change_rate": "#5f6f52"}
+
+
+def plots(folder: Path, rows: list[dict], results: dict) -> list[str]:
+    """Draws the run; [] without matplotlib, which only the `plots` extra installs."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no pictures: pip install -e .[plots] brings matplotlib")
+        return []
+    draw_curves(plt, folder / "learning_curves.png", rows, {"acc_t1": "attempt 1", "acc_t2": "attempt 2"},
+                "accuracy of sampled rollouts (%)", 100)  # fmt: skip
+    draw_curves(plt, folder / "kl.png", rows, {"kl_t1": "turn 1", "kl_t2": "turn 2"}, "KL to the base (nats per turn)", 1)
+    draw_curves(plt, folder / "change_rate.png", rows, {"change_rate": "second attempt differs"}, "share of rollouts (%)", 100)
+    draw_transitions(plt, folder / "transitions.png", results)
+    return ["learning_curves.png", "transitions.png", "kl.png", "change_rate.png"]
+
+
+def draw_curves(plt, path: Path, rows: list[dict], series: dict[str, str], label: str, scale: float) -> None:
+    """Training figures over all updates, faint, with their running mean of 20, and the stages' borders."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.6), dpi=120)
+    for key, text in series.items():
+        points = [(i, scale * row[key]) for i, row in enumerate(rows) if key in row]
+        if not points:
+            continue
+        x, y = zip(*points, strict=True)
+        mean = [sum(y[max(0, i - 19) : i + 1]) / len(y[max(0, i - 19) : i + 1]) for i in range(len(y))]
+        axis.plot(x, y, color=COLORS[key], alpha=0.25, linewidth=0.8)
+        axis.plot(x, mean, color=COLORS[key], label=text)
+    starts = [i for i, row in enumerate(rows) if i == 0 or row["stage"] != rows[i - 1]["stage"]]
+    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        axis.axvline(start, color="gray", linestyle=":", linewidth=0.8)
+        axis.text((start + stop) / 2, 1.02, rows[start]["stage"], transform=axis.get_xaxis_transform(), ha="center")
+    axis.set(xlabel="update", ylabel=label, xlim=(0, len(rows)), ylim=(0, None))
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_transitions(plt, path: Path, results: dict) -> None:
+    """Bars of what becomes of an attempt from turn 1 to turn 2 (greedy), one bar a checkpoint."""
+    figure, axis = plt.subplots(figsize=(7.5, 2.6), dpi=120)
+    for y, (_, result) in enumerate(results.items()):
+        m, left = result["greedy"], 0.0
+        parts = {"c→c": m["acc_t1"] - m["c_to_i"], "i→c": m["i_to_c"], "c→i": m["c_to_i"], "i→i": 1 - m["acc_t1"] - m["i_to_c"]}
+        for (name, share), color in zip(parts.items(), ("#1b7fb8", "#66c2a5", "#d95f02", "#c8c8c8"), strict=True):
+            axis.barh(y, 100 * share, left=left, color=color, label=name if y == 0 else None)
+            if share > 0.03:
+                axis.text(left + 50 * share, y, f"{100 * share:.1f}", ha="center", va="center", fontsize=9)
+            left += 100 * share
+    axis.set_yticks(range(len(results)), list(results))
+    axis.invert_yaxis()
+    axis.set(xlabel="held-out problems (%), greedy", xlim=(0, 100))
+    axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def show_checkpoint(args, device: torch.device) -> None:
+    """Metrics of one checkpoint, or both attempts at a problem that a person poses."""
+    model, c = load_model(args.path, device)
+    task = load_task(c.task)
+    if args.problem is not None:
+        problems = [task.parse(args.problem)]
+    else:
+        problems = held_out_problems(task, c.size, c.seed, args.n or c.eval_n)
+    metrics, transcripts = evaluate(model, c, problems, args.turns, args.temperature)
+    if args.problem is not None:
+        print(transcript(*transcripts[0]).strip())
+    elif args.json:
+        print(json.dumps(without_nan(metrics)))
+    else:
+        for shown in transcripts[: args.show]:
+            print(transcript(*shown))
+        for name, value in metrics.items():
+            if name in COLUMNS:
+                print(f"{COLUMNS[name]:>10} {100 * value:6.1f} ± {100 * metrics['se'].get(name, 0):.1f} %" if "se" in metrics else
+                      f"{COLUMNS[name]:>10} {100 * value:6.1f} %")  # fmt: skip
+        print("accuracy after each attempt: " + " ".join(f"{100 * a:.1f}" for a in metrics["acc"]) + f" %  (n = {metrics['n']})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("path", help="a checkpoint, or the folder of a run for its whole report")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, as in the paper")
+    parser.add_argument("--turns", type=int, default=2, help="attempts at each problem")
+    parser.add_argument("--n", type=int, help="held-out problems; default: the run's eval_n")
+    parser.add_argument("--show", type=int, default=0, help="so many transcripts")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parser.add_argument("--problem", help="a problem of your own, e.g. 8742/6")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    try:
+        for name in ("turns", "n"):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                raise ValueError(f"--{name}={getattr(args, name)}: it must be 1 or more")
+        if args.temperature < 0:
+            raise ValueError(f"--temperature={args.temperature}: 0 is greedy, above 0 samples")
+        device = pick_device(args.device)
+        report(Path(args.path), device) if Path(args.path).is_dir() else show_checkpoint(args, device)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Rewards: is an attempt right, and what does each turn get for it?
+
+Correctness is the only reward, binary, and kept apart from what the stages make of it: accuracies are never computed from
+shaped rewards.
+"""
+
+import torch
+from torch import Tensor
+
+from data import Problem
+
+
+def correctness(task, problems: list[Problem], texts: list[list[str]], ended: Tensor) -> Tensor:
+    """Which attempts are right: bool [B, K]. An attempt cut off by the length limit counts as wrong."""
+    right = [[task.is_correct(problem, text) for text in row] for problem, row in zip(problems, texts, strict=True)]
+    return torch.tensor(right, device=ended.device) & ended
+
+
+def turn_rewards(correct: Tensor, weights: tuple[float, float], alpha: float) -> Tensor:
+    """Each turn's reward [B, K] from correct [B, K]: w1 * r1 for turn 1, w2 * r_k + alpha * (r_k - r_{k-1}) for turn k > 1.
+
+    | | (w1, w2) | alpha |
+    |---|---|---|
+    | Stage I (eq. 3): only turn 2 is rewarded | (0, 1) | 0 |
+    | Stage II (eq. 4 with the bonus of eq. 5) | (1, 1) | > 1 |
+    | plain RL on both turns (eq. 1) | (1, 1) | 0 |
+    | single-turn RL (eq. 2) | (1, 0) | 0 |
+    """
+    r = correct.float()
+    rewards = r * torch.tensor([weights[0]] + [weights[1]] * (r.shape[1] - 1), device=r.device)
+    rewards[:, 1:] += alpha * (r[:, 1:] - r[:, :-1])
+    return rewards
+
+
+def turn_returns(rewards: Tensor, gamma: float) -> Tensor:
+    """What each turn is credited with [B, K]: its own reward plus gamma times the next turn's return.
+
+    The paper uses gamma = 0. With gamma = 1 and alpha > 1 a *right* first attempt would be penalised (it forfeits the
+    bonus): the first turn would be paid for mistakes that the second can mend.
+    """
+    returns = rewards.clone()
+    for turn in reversed(range(rewards.shape[1] - 1)):
+        returns[:, turn] += gamma * returns[:, turn + 1]
+    return returns
