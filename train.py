@@ -222,8 +222,6 @@ def rollout_batch(c: Config, stage: Stage, key, task, tokenizer, model: GPT, ref
     rewards = turn_rewards(correct, stage.weights, stage.alpha)
     problem_of = torch.arange(c.batch, device=correct.device) // c.samples_per_problem
     advantage = advantages(turn_returns(rewards, c.gamma), correct, problem_of, c.baseline)
-    if stage.weights[0] == 0 and c.gamma == 0:
-        advantage[:, 0] = 0  # Stage I: no reward at all reaches turn 1
     changed = [texts[0] != texts[1] for texts in rollout.texts]
     row = {
         "acc_t1": correct[:, 0].float().mean().item(),

@@ -39,7 +39,7 @@ def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
     while kind == "far" and quotient == problem.answer:
         quotient = str(rng.randrange(10 ** (len(quotient) - 1), 10 ** len(quotient)))
     product = int(quotient) * divisor
-    return Attempt(quotient, f"*{divisor}={product}")
+    return Attempt(f"{quotient}*", f"{divisor}={product}")
 
 
 def honest(problem: Problem, text: str) -> Attempt | None:
@@ -48,4 +48,4 @@ def honest(problem: Problem, text: str) -> Attempt | None:
     if not re.fullmatch(r"[1-9]\d*", answer, re.ASCII) or len(answer) > 12:
         return None
     divisor = int(problem.prompt.split("/")[1])
-    return Attempt(answer, f"*{divisor}={int(answer) * divisor}")
+    return Attempt(f"{answer}*", f"{divisor}={int(answer) * divisor}")

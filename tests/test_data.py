@@ -1,0 +1,107 @@
+"""Problems, demonstrations and the tokenizer."""
+
+from random import Random
+
+import pytest
+
+from data import held_out_problems, is_held_out, load_task, train_problem
+from data.demonstrations import demonstration
+from data.tokenizer import build_tokenizer, encode, special, user_turn
+
+TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2)]
+
+
+@pytest.mark.parametrize("name, size", TASKS)
+def test_training_and_held_out_problems_are_disjoint(name, size):
+    task = load_task(name)
+    held_out = held_out_problems(task, size, seed=5, n=200)
+    assert len({p.prompt for p in held_out}) == 200 and all(is_held_out(p.prompt, 5) for p in held_out)
+    train = [train_problem(task, size, 5, i) for i in range(2000)]
+    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    assert train[:50] == [train_problem(task, size, 5, i) for i in range(50)]  # by index, whatever was drawn before
+    assert held_out == held_out_problems(task, size, 5, 200)
+    assert train[:50] != [train_problem(task, size, 6, i) for i in range(50)]
+
+
+@pytest.mark.parametrize("name, size", TASKS)
+def test_demonstrations_are_what_they_claim(name, size):
+    task, rng = load_task(name), Random(0)
+    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
+    for i in range(300):
+        problem = train_problem(task, size, 0, i)
+        assert task.parse(problem.prompt).prompt == problem.prompt
+        for kind in ("right", "near", "far"):
+            attempt = task.attempt(problem, kind, rng)
+            assert task.is_correct(problem, attempt.text) == (kind == "right"), (problem, kind, attempt)
+            assert tokenizer.decode(encode(tokenizer, attempt.text)) == attempt.text
+            again = task.honest(problem, attempt.text)
+            assert again == attempt, "the demonstrations' working must be the honest one"
+
+
+def test_honest_working_corrects_the_working_and_not_the_answer():
+    division, countdown = load_task("division"), load_task("countdown")
+    problem = division.parse("8742/6")
+    assert division.honest(problem, division.honest(problem, "1447*6=1").text).text.startswith("1447*6=8682")
+    assert division.honest(problem, "gibberish") is None and division.honest(problem, "0*6") is None
+    problem = countdown.parse("3,7,5:26")
+    assert countdown.honest(problem, "3*7=21,21-5=26").text == "3*7=21,21-5=16"
+    assert countdown.honest(problem, "26") is None
+
+
+def test_demonstration_masks(tokenizer):
+    """Prompts are never taught; a wrong first answer is context, its working is taught; later turns are taught whole."""
+    task, end = load_task("division"), special(tokenizer, "end")
+    problem = task.parse("8742/6")
+    seen = {"right": 0, "wrong": 0}
+    for seed in range(60):
+        ids, taught = demonstration(task, tokenizer, problem, Random(seed), turns=3, right_first=0.3, copy=0.4, right=0.3)
+        assert len(ids) == len(taught)
+        prompt, follow_up = user_turn(tokenizer, "8742/6"), user_turn(tokenizer, "check")
+        assert ids[: len(prompt)] == prompt and not any(taught[: len(prompt)])
+        turns, start = [], len(prompt)
+        for _ in range(3):
+            stop = ids.index(end, start) + 1
+            turns.append((tokenizer.decode(ids[start : stop - 1]), taught[start:stop]))
+            assert stop == len(ids) or ids[stop : stop + 3] == follow_up and not any(taught[stop : stop + 3])
+            start = stop + 3
+        text, mask = turns[0]
+        kind = "right" if task.is_correct(problem, text) else "wrong"
+        seen[kind] += 1
+        untaught = 0 if kind == "right" else text.index("*") + 1
+        assert mask == [False] * untaught + [True] * (len(mask) - untaught)
+        assert all(all(mask) for _, mask in turns[1:])
+    assert min(seen.values()) > 5
+
+
+def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):
+    task = load_task("division")
+    problem = task.parse("8742/6")
+    ids, taught = demonstration(task, tokenizer, problem, Random(0), 2, right_first=0.0, copy=1.0, right=0.0, own="1444*6=9")
+    text = tokenizer.decode([i for i in ids if i < special(tokenizer, "user")])
+    assert text.count("1444*6=8664") == 2  # its own answer with true working, then a copy
+
+
+def test_tokenizer(tokenizer):
+    assert [tokenizer.decode([i]) for i in encode(tokenizer, "12*check")] == ["1", "2", "*", "check"]
+    two = build_tokenizer(2)
+    assert [two.decode([i]) for i in encode(two, "12+7=19")] == ["12", "+", "7", "=", "19"]
+    assert special(tokenizer, "end") not in encode(tokenizer, "<|end|>")  # a special token's name is plain text
+    with pytest.raises(ValueError, match="no token for '→'"):
+        encode(tokenizer, "1→2")
+
+
+@pytest.mark.parametrize(
+    "name, prompt",
+    [("division", "8742/0"), ("division", "8743/6"), ("division", "8742"), ("division", "9" * 10**5 + "/3"), ("division", "８/4"),
+     ("addition", "4+"), ("multiplication", "2**9"), ("countdown", "3,7:26")],
+)  # fmt: skip
+def test_problems_that_are_none_are_refused(name, prompt):
+    with pytest.raises(ValueError, match="looks like"):
+        load_task(name).parse(prompt)
+
+
+def test_unknown_task_and_too_few_problems_are_named():
+    with pytest.raises(ValueError, match="choose one of addition, countdown, division, multiplication"):
+        load_task("chess")
+    with pytest.raises(ValueError, match="ask for fewer"):
+        held_out_problems(load_task("division"), 1, 0, 500)

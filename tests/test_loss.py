@@ -1,0 +1,242 @@
+"""The algorithm: gradients of the real loss against closed forms, by enumeration on a three-token vocabulary.
+
+Every batch that could be sampled is visited and weighed with its probability, so expectations are exact: no seeds, no luck.
+"""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train
+from model import GPT, GPTConfig
+from rewards import turn_rewards
+from train import Config, Stage, advantages, betas_of, policy_loss, split, stages, supervised_loss
+
+V = 3
+X1, X2 = [0], [1, 2]  # the prompts; one token each would hide an off-by-one
+
+
+@pytest.fixture
+def policy():
+    model = GPT(GPTConfig(vocab_size=V, n_layer=1, n_head=1, n_kv_head=1, dim=8, head_dim=8, ffn_dim=8, max_len=16)).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return model
+
+
+@pytest.fixture
+def reference(policy):
+    other = copy.deepcopy(policy).requires_grad_(False)
+    for parameter in other.parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    return other
+
+
+def gradient(loss, model):
+    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    flat = [(g if g is not None else torch.zeros_like(p)).flatten() for g, p in zip(grads, model.parameters(), strict=True)]
+    return torch.cat(flat)
+
+
+def log_prob(model, context, token):
+    return F.log_softmax(model(torch.tensor([context]))[0, -1], -1)[token]
+
+
+def batch_of(dialogues, advantage):
+    """Rows X1 y1 X2 y2 with attempts of one token each; advantage [B, 2]."""
+    ids = torch.tensor([[*X1, y1, *X2, y2] for y1, y2 in dialogues])
+    masks = torch.zeros(len(ids), 2, ids.shape[1], dtype=torch.bool)
+    masks[:, 0, 1], masks[:, 1, 4] = True, True
+    return {"ids": ids, "masks": masks, "advantages": advantage}
+
+
+def right(dialogue):
+    """An arbitrary notion of right for which attempt 2's chances depend on attempt 1."""
+    y1, y2 = dialogue
+    return y1 != 2, (y1 + y2) % 3 == 1
+
+
+@pytest.mark.parametrize("baseline", ["split", "rloo"])
+@pytest.mark.parametrize("weights, alpha", [((0, 1), 0), ((1, 1), 10), ((1, 1), 0)], ids=["stage1", "stage2", "plain"])
+def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, weights, alpha):
+    """All 729 batches of three dialogues of one problem: their mean gradient is that of eq. 3 / 4 + 5, KL terms included."""
+    betas = (0.3, 0.05)
+    expected, probability = 0.0, {}
+    for y1 in range(V):
+        p1, q1 = log_prob(policy, X1, y1), log_prob(reference, X1, y1)
+        expected = expected + betas[0] * p1.exp() * (p1 - q1)
+        for y2 in range(V):
+            context = [*X1, y1, *X2]
+            p2, q2 = log_prob(policy, context, y2), log_prob(reference, context, y2)
+            reward = turn_rewards(torch.tensor([right((y1, y2))]), weights, alpha)[0].tolist()
+            here = p1.exp().detach()  # per-turn credit: turn 2 takes its context as it comes
+            expected = expected - p1.exp() * p2.exp().detach() * reward[0] - here * p2.exp() * reward[1]
+            expected = expected + here * betas[1] * p2.exp() * (p2 - q2)
+            probability[y1, y2] = (p1 + p2).exp().item()
+    expected = gradient(expected, policy)
+
+    mean = torch.zeros_like(expected)
+    for dialogues in itertools.product(probability, repeat=3):
+        correct = torch.tensor([right(d) for d in dialogues])
+        advantage = advantages(turn_rewards(correct, weights, alpha), correct, torch.zeros(3), baseline)
+        loss, _ = policy_loss(policy, reference, batch_of(dialogues, advantage), betas, 1.0, 3)
+        weight = probability[dialogues[0]] * probability[dialogues[1]] * probability[dialogues[2]]
+        mean += weight * gradient(loss, policy)
+    assert expected.norm() > 0.05  # a zero gradient would not pass
+    assert torch.allclose(mean, expected, atol=1e-5)  # the loss is in float32 inside
+
+
+def sequences_of_one_turn(model, length):
+    """Every way a first turn of `length` tokens can go: its batch row and its probability."""
+    for tokens in itertools.product(range(V), repeat=length):
+        total = sum(log_prob(model, [*X1, *tokens[:i]], t) for i, t in enumerate(tokens))
+        masks = torch.zeros(1, 2, length + 1, dtype=torch.bool)
+        masks[0, 0, 1:] = True
+        yield {"ids": torch.tensor([[*X1, *tokens]]), "masks": masks, "advantages": torch.zeros(1, 2)}, total, tokens
+
+
+def test_kl_gradient_is_that_of_the_sequences_kl(policy, reference):
+    """T3: over turns of three tokens the penalty's mean gradient is that of KL(policy || reference), not of the reverse."""
+    kl, mean, mean_value = 0.0, 0.0, 0.0
+    for batch, total, tokens in sequences_of_one_turn(policy, 3):
+        other = sum(log_prob(reference, [*X1, *tokens[:i]], t) for i, t in enumerate(tokens))
+        kl = kl + total.exp() * (total - other)
+        loss, parts = policy_loss(policy, reference, batch, (1.0, 1.0), 1.0, 1)
+        mean = mean + total.exp().item() * gradient(loss, policy)
+        mean_value += total.exp().item() * parts["kl_t1"]
+    expected = gradient(kl, policy)
+    assert expected.norm() > 0.05
+    assert torch.allclose(mean, expected, atol=1e-5)
+    assert mean_value == pytest.approx(kl.item(), abs=1e-5)
+
+
+def test_kl_is_zero_for_the_same_model(policy):
+    batch = batch_of([(0, 1), (2, 2)], torch.zeros(2, 2))
+    loss, parts = policy_loss(policy, copy.deepcopy(policy), batch, (1.0, 1.0), 1.0, 2)
+    assert parts["kl_t1"] == pytest.approx(0, abs=1e-6) and parts["kl_t2"] == pytest.approx(0, abs=1e-6)
+    assert gradient(loss, policy).norm() < 1e-5
+
+
+def test_stage_one_holds_turn_one_by_kl_alone(policy, reference):
+    """T4: in Stage I no reward reaches turn 1, but its KL does, in proportion to beta2."""
+    correct = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
+    advantage = advantages(turn_rewards(correct, (0.0, 1.0), 0.0), correct, torch.arange(4) // 2, "split")
+    assert (advantage[:, 0] == 0).all() and (advantage[:, 1] != 0).any()
+    dialogues = [(0, 1), (1, 1), (2, 0), (0, 0)]
+
+    def turn_one(advantage, betas, masks=slice(0, 1)):
+        batch = batch_of(dialogues, advantage)
+        batch["masks"][:, 1] = False  # turn 1's tokens alone
+        return gradient(policy_loss(policy, reference, batch, betas, 1.0, 4)[0], policy)
+
+    assert turn_one(advantage, (0.0, 0.01)).norm() == 0
+    once, twice = turn_one(advantage, (0.1, 0.01)), turn_one(advantage, (0.2, 0.01))
+    assert once.norm() > 1e-3
+    assert torch.allclose(2 * once, twice, atol=1e-6)
+
+
+def test_the_bonus_scales_turn_two_under_the_split_baseline():
+    """Given turn 2's context, -alpha * r1 is a constant: the split baseline takes it away and leaves a factor 1 + alpha."""
+    correct = torch.tensor(list(itertools.product([False, True], repeat=2)) * 3)
+    problem = torch.arange(12)
+    plain = advantages(turn_rewards(correct, (1, 1), 0), correct, problem, "split")
+    bonus = advantages(turn_rewards(correct, (1, 1), 10), correct, problem, "split")
+    assert torch.allclose(bonus[:, 1], 11 * plain[:, 1], atol=1e-5) and torch.equal(bonus[:, 0], plain[:, 0])
+    together = advantages(turn_rewards(correct, (1, 1), 10), correct, torch.zeros(12), "rloo")
+    assert not torch.allclose(together[:, 1], 11 * plain[:, 1], atol=1)  # here r1 is noise in turn 2's advantage
+
+
+def test_leave_one_out_by_hand():
+    correct = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [0, 0]], dtype=torch.bool)
+    rewards = turn_rewards(correct, (1, 1), 0)
+    by_outcome = advantages(rewards, correct, torch.arange(5), "split")
+    assert by_outcome[:, 0].tolist() == [0.75, 0.75, -0.5, -0.5, -0.5]
+    assert by_outcome[:, 1].tolist() == [1, -1, 1, -0.5, -0.5]
+    by_problem = advantages(rewards, correct, torch.tensor([0, 0, 1, 1, 2]), "rloo")
+    assert by_problem.tolist() == [[0, 1], [0, -1], [0, 1], [0, -1], [0, 0]]
+
+
+def random_batch(rows=7, length=11):
+    ids = torch.randint(0, V, (rows, length))
+    masks = torch.zeros(rows, 2, length, dtype=torch.bool)
+    for row, (a, b) in enumerate(zip([2, 4, 3, 2, 5, 2, 4], [6, 9, 7, 11, 11, 10, 8], strict=True)):
+        masks[row, 0, 1:a], masks[row, 1, a + 1 : b] = True, True
+    return {"ids": ids, "masks": masks, "advantages": torch.randn(rows, 2)}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_add_up(policy, reference, size):
+    """T6: one batch or micro-batches of rows with unlike lengths: the same gradient and the same logged sums."""
+    batch = random_batch()
+    loss, parts = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
+    whole, total, sums = gradient(loss, policy), 0.0, 0.0
+    for micro in split(batch, size):
+        loss, part = policy_loss(policy, reference, micro, (0.2, 0.1), 1.0, 7)
+        total, sums = total + gradient(loss, policy), sums + part["kl_t2"]
+    assert whole.norm() > 0.01
+    assert torch.allclose(total, whole, atol=1e-6) and sums == pytest.approx(parts["kl_t2"], abs=1e-6)
+    taught = {"ids": batch["ids"], "masks": batch["masks"].any(1, keepdim=True)}
+    tokens = int(taught["masks"][:, :, 1:].sum())
+    whole = gradient(supervised_loss(policy, taught, tokens), policy)
+    total = sum(gradient(supervised_loss(policy, micro, tokens), policy) for micro in split(taught, size))
+    assert whole.norm() > 0.01 and torch.allclose(total, whole, atol=1e-6)
+
+
+def test_padding_and_prompts_do_not_matter(policy, reference):
+    """What stands to the right of a row's last token changes nothing."""
+    batch = random_batch()
+    padded = {**batch, "ids": F.pad(batch["ids"], (0, 3), value=1), "masks": F.pad(batch["masks"], (0, 3))}
+    a = gradient(policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)[0], policy)
+    b = gradient(policy_loss(policy, reference, padded, (0.2, 0.1), 1.0, 7)[0], policy)
+    assert a.norm() > 0.01 and torch.allclose(a, b, atol=1e-6)
+
+
+def test_temperature_divides_the_logits(policy, reference):
+    """Scoring at T equals scoring a policy and a reference whose heads are scaled by 1 / T at temperature 1."""
+    batch = random_batch()
+    warm, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 0.7, 7)
+    with torch.no_grad():
+        policy.lm_head.weight /= 0.7
+        reference.lm_head.weight /= 0.7
+    scaled, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
+    cold, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 0.7, 7)
+    assert warm.item() == pytest.approx(scaled.item(), abs=1e-5) and abs(warm.item() - cold.item()) > 1e-3
+
+
+def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, monkeypatch):
+    """Logits in chunks: the same gradient, and between the passes no tensor as large as all logits is kept."""
+    batch, kept = random_batch(), []
+    n = int(batch["masks"][:, :, 1:].sum())
+    whole = gradient(policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)[0], policy)
+    monkeypatch.setattr(train, "LOGITS_AT_ONCE", 4 * V)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        loss, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
+    assert torch.allclose(gradient(loss, policy), whole, atol=1e-6)
+    assert not [shape for shape in kept if len(shape) == 2 and shape[0] >= n and shape[1] == V]
+    kept.clear()
+    monkeypatch.setattr(train, "LOGITS_AT_ONCE", 2**25)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
+    assert [shape for shape in kept if shape == (n, V)]  # the check above can fail
+
+
+def test_stages_are_rows_of_coefficients():
+    base, one, two = stages(Config(beta1=0.01, beta2=0.2, stage2_beta1=0.3, alpha=10))
+    assert base.weights is None
+    assert (one.weights, one.alpha, one.betas) == ((0.0, 1.0), 0.0, (0.2, 0.01))
+    assert (two.weights, two.alpha, two.betas) == ((1.0, 1.0), 10.0, (0.3, 0.3))
+    woven = stages(Config(interleave=2, stage1_steps=300, stage2_steps=200))
+    assert [(s.name, s.steps) for s in woven[1:]] == [("stage1", 150), ("stage2", 100)] * 2
+    assert [s.name for s in stages(Config(init="base.pt"))] == ["stage1", "stage2"]
+
+
+def test_adaptive_beta2_balances_within_bounds():
+    c, stage = Config(adaptive_beta2=True, beta2=0.1), Stage("stage1", 9, 0.1, (0, 1), 0, (0.1, 0.01))
+    assert betas_of(c, stage, {}) == (0.1, 0.01)
+    assert betas_of(c, stage, {"kl_t1": 1.0, "advantage_t2": 0.3})[0] == pytest.approx(0.3)  # 0.3 * 1.0 nats = 0.3
+    assert betas_of(c, stage, {"kl_t1": 9.0, "advantage_t2": 0.3})[0] == pytest.approx(0.1)
+    assert betas_of(c, stage, {"kl_t1": 1e-6, "advantage_t2": 0.3})[0] == pytest.approx(1.0)
+    assert betas_of(Config(beta2=0.1), stage, {"kl_t1": 1.0, "advantage_t2": 0.3}) == (0.1, 0.01)

@@ -1,0 +1,264 @@
+"""The scripts as a user runs them: pipeline, kill and resume, determinism, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from data import held_out_problems, load_task
+from eval import evaluate, swap_test
+from train import Config, load_model, parse_args, save
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--size=2", "--n_layer=1", "--dim=32", "--base_steps=6", "--base_batch=8", "--stage1_steps=5", "--stage2_steps=5",
+        "--batch=16", "--micro_batch=5", "--save_every=2", "--log_every=2", "--eval_n=20", "--device=cpu"]  # fmt: skip
+
+
+def script(name, *args, cwd=ROOT):
+    command = [sys.executable, ROOT / name, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def run_here(tmp_path, monkeypatch, name, *extra):
+    """train.py in this process, quietly, without its report."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, f"--out={tmp_path}", f"--name={name}", "--report=false", *extra])
+    train.main()
+    return tmp_path / name
+
+
+def metrics(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def weights(path):
+    return train.load(path)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_smoke_preset_and_report(tmp_path):
+    done = script("train.py", "--preset=smoke", f"--out={tmp_path}", "--device=cpu", "--n_layer=1")
+    assert done.returncode == 0, done.stderr
+    assert "n_layer = 1" in done.stdout and "steps/s  ETA" in done.stdout and "KL" in done.stdout and "turn 2:" in done.stdout
+    folder = tmp_path / "smoke"
+    files = {path.name for path in folder.iterdir()}
+    wanted = {"config.json", "metrics.jsonl", "base.pt", "stage1.pt", "stage2.pt", "last.pt", "results.json", "report.md"}
+    assert wanted <= files
+    assert json.loads((folder / "config.json").read_text())["n_layer"] == 1
+    assert len(metrics(folder)) == 80
+    results = json.loads((folder / "results.json").read_text())
+    keys = {"acc_t1", "acc_t2", "delta", "i_to_c", "c_to_i", "fix_rate", "change_rate"}
+    assert list(results) == ["base", "stage1", "stage2"]
+    for result in results.values():
+        for decoding in ("greedy", "sampled"):
+            m = result[decoding]
+            assert keys | {"n", "se"} <= m.keys() and m["se"].keys() == keys and m["n"] == 50
+            assert m["delta"] == pytest.approx(m["acc_t2"] - m["acc_t1"]) == pytest.approx(m["i_to_c"] - m["c_to_i"])
+        assert len(result["greedy"]["acc"]) == 5
+        assert {"own", "wrong", "near", "other", "right", "n"} <= result["swap"]["wrong_first"].keys()
+    assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 1e-4
+    report = (folder / "report.md").read_text()
+    assert "| stage2 | greedy |" in report and "Does turn 2 read turn 1?" in report
+
+    checkpoint = folder / "stage2.pt"
+    shown = script("eval.py", checkpoint, "--show=3", "--turns=3", "--n=20")
+    assert shown.returncode == 0 and "Acc@t1" in shown.stdout and "accuracy after each attempt" in shown.stdout
+    as_json = json.loads(script("eval.py", checkpoint, "--json", "--n=20", "--temperature=1").stdout)
+    assert as_json["n"] == 20
+    posed = script("eval.py", checkpoint, "--problem=84/6")
+    assert posed.returncode == 0 and "84/6" in posed.stdout and posed.stdout.count("(") == 2
+    for args, words in [
+        ((checkpoint, "--problem=85/6"), "looks like 8742/6"),
+        ((checkpoint, "--n=100000"), "ask for fewer"),
+        ((checkpoint, "--turns=0"), "--turns=0"),
+        ((checkpoint, "--turns=500"), "max_len"),
+        ((checkpoint, "--temperature=-1"), "--temperature=-1.0"),
+        ((folder / "report.md",), "is not a checkpoint"),
+        ((folder / "stage9.pt",), "no checkpoint"),
+        ((tmp_path,), "no checkpoint"),
+    ]:
+        failed = script("eval.py", *args)
+        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (args, failed.stderr)
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path, monkeypatch, capsys):
+    a = run_here(tmp_path, monkeypatch, "a")
+    torch.manual_seed(99)
+    b = run_here(tmp_path, monkeypatch, "b")
+    c = run_here(tmp_path, monkeypatch, "c", "--seed=1")
+    assert same(weights(a / "stage2.pt"), weights(b / "stage2.pt")) and metrics(a) == metrics(b)
+    assert not same(weights(a / "stage2.pt"), weights(c / "stage2.pt"))
+
+
+@pytest.mark.parametrize("rows", [3, 9, 14])
+def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows):
+    """T8: SIGKILL a real process in each stage, resume in another: weights, optimiser and metrics bit for bit."""
+    whole = run_here(tmp_path, monkeypatch, "whole")
+    command = [sys.executable, ROOT / "train.py", *TINY, f"--out={tmp_path}", "--name=killed", "--report=false"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= rows):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "killed" / "stage2.pt").unlink(missing_ok=True)
+    with open(log, "a") as file:
+        file.write('{"stage": "cut in the mid')  # as a power cut may leave it
+    resumed = script("train.py", f"--resume={tmp_path / 'killed'}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert metrics(tmp_path / "killed") == metrics(whole)
+    for name in ("base.pt", "stage1.pt", "stage2.pt"):
+        assert same(weights(tmp_path / "killed" / name), weights(whole / name)), name
+
+
+def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
+    """Offline first attempts, interleaved stages, adaptive beta2, RLOO by problem, gamma: each changes the run, none breaks it."""
+    plain = weights(run_here(tmp_path, monkeypatch, "plain") / "stage2.pt")
+    start = f"--init={tmp_path}/plain/base.pt"
+    for name, option in [
+        ("offline", ["--offline_share=0.5"]),
+        ("all_offline", ["--offline_share=1"]),
+        ("woven", ["--interleave=2"]),
+        ("adaptive", ["--adaptive_beta2=true"]),
+        ("rloo", ["--baseline=rloo", "--samples_per_problem=4"]),
+        ("gamma", ["--gamma=0.5"]),
+        ("single", ["--stage2_weights=1,0"]),
+    ]:
+        folder = run_here(tmp_path, monkeypatch, name, start, *option)
+        assert not same(weights(folder / "stage2.pt"), plain), name
+        assert same(weights(folder / "base.pt"), weights(tmp_path / "plain" / "base.pt"))
+
+
+def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch, capsys):
+    """T7: neither torch's random state nor the model changes, and a step after it is the step without it."""
+    model, c = load_model(run_here(tmp_path, monkeypatch, "run") / "stage2.pt", "cpu")
+    problems = held_out_problems(load_task(c.task), c.size, c.seed, 20)
+    before, state = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    _, transcripts = evaluate(model, c, problems, temperature=1.0)
+    swap_test(model, c, transcripts)
+    assert torch.equal(torch.get_rng_state(), before) and same(model.state_dict(), state)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
+    """After one's own attempt turn 2 must come out as it did in the dialogue itself."""
+    model, c = load_model(run_here(tmp_path, monkeypatch, "run", "--base_steps=60") / "base.pt", "cpu")
+    problems = held_out_problems(load_task(c.task), c.size, c.seed, 40)
+    greedy, transcripts = evaluate(model, c, problems)
+    swap = swap_test(model, c, [t for t in transcripts if "<" not in t[1][0]])
+    if greedy["truncated"] == 0:
+        assert swap["all"]["own"] == pytest.approx(greedy["acc_t2"])
+    assert swap["wrong_first"]["n"] == sum(not right[0] for _, _, right in transcripts)
+
+
+def test_an_infinite_loss_stops_the_run_and_keeps_the_last_state(tmp_path, monkeypatch, capsys):
+    real, calls = train.supervised_loss, []
+
+    def explode(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) > 8 else 1)  # two micro-batches a step: in step 5
+
+    monkeypatch.setattr(train, "supervised_loss", explode)
+    with pytest.raises(SystemExit, match=r"error: the loss is nan at step 5 of base: lower the learning rate.*last\.pt"):
+        run_here(tmp_path, monkeypatch, "nan")
+    state = train.load(tmp_path / "nan" / "last.pt")
+    assert state["step"] == 4 and all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save(path, {"config": {}, "gpt": {}, "model": {"w": torch.ones(2)}})
+
+    def full(content, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save(path, {})
+    assert train.load(path)["model"]["w"].tolist() == [1, 1]
+
+
+def test_a_checkpoint_is_never_unpickled(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    torch.save({"config": Evil(), "gpt": {}, "model": {}}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        train.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
+    folder = run_here(tmp_path, monkeypatch, "flat", "--max_new=1")  # one token is never a whole answer
+    rows = [row for row in metrics(folder) if row["stage"] == "stage1"]
+    assert all(row["no_signal"] and row["truncated"] > 0 for row in rows)
+    assert "all rewards equal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, mend",
+    [
+        (["--stage1_step=5"], "did you mean 'stage1_steps'?"),
+        (["--zebra=5"], "--help lists them"),
+        (["--batch"], "--key=value"),
+        (["batch=3"], "--key=value"),
+        (["--batch=many"], "batch='many': it must be a whole number"),
+        (["--batch=2.5"], "it must be a whole number"),
+        (["--batch=0"], "it must be 1 or more"),
+        (["--lr=nan"], "it must be finite"),
+        (["--report=perhaps"], "write true or false"),
+        (["--task=chess"], "choose one of"),
+        (["--baseline=mean"], "choose split or rloo"),
+        (["--baseline=rloo"], "--samples_per_problem=2 or more"),
+        (["--batch=10", "--samples_per_problem=3"], "not a multiple"),
+        (["--copy=0.8", "--right=0.5"], "lower one of them"),
+        (["--right=1.5"], "between 0 and 1"),
+        (["--temperature=0"], "take 1.0"),
+        (["--dim=30"], "multiple of 2 * n_head"),
+        (["--stage2_weights=1"], "two numbers such as 1,1"),
+        (["--name=a/b"], "use --out"),
+        (["--preset=huge"], "choose one of smoke"),
+        (["--resume=out/x", "--lr=1"], "give no others"),
+    ],
+)
+def test_bad_settings_name_their_mend(words, mend, capsys):
+    with pytest.raises(ValueError) as error:
+        parse_args(words)
+    assert mend in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_places_are_one_line_errors(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "last.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "metrics.jsonl").write_text("")
+    for args, words in [
+        (["--resume=" + str(tmp_path / "nowhere")], "no checkpoint"),
+        (["--resume=" + str(tmp_path / "broken")], "is not a checkpoint"),
+        ([f"--out={tmp_path}/file"], "error: "),
+        ([f"--out={tmp_path}", "--name=taken"], "holds a run: --resume="),
+        ([f"--out={tmp_path}", "--init=nothing.pt", "--name=x"], "no checkpoint nothing.pt"),
+        ([f"--out={tmp_path}", "--device=abacus", "--name=y"], "device='abacus' is not available"),
+    ]:
+        failed = script("train.py", *args)
+        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (args, failed.stderr)
+
+
+def test_help_lists_every_field_with_its_reason():
+    text = train.help_text()
+    for field in Config.__dataclass_fields__.values():
+        assert f"--{field.name}=" in text and field.metadata["why"] in text and len(field.metadata["why"]) > 10
