@@ -48,7 +48,7 @@ def self_correction_metrics(correct: Tensor, changed: Tensor | None = None) -> d
         "change_rate": (changed if changed is not None else torch.full((n,), math.nan)).double(),
     }
     means = {name: values.mean().item() for name, values in columns.items()}
-    errors = {name: (values.var(correction=0) / len(values)).sqrt().item() for name, values in columns.items()}
+    errors = {name: ((values - values.mean()).square().mean() / len(values)).sqrt().item() for name, values in columns.items()}
     return {**means, "n": n, "se": errors}
 
 

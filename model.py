@@ -195,7 +195,7 @@ class GPT(nn.Module):
 
         Raises ValueError if a row would outgrow `max_len`.
         """
-        B, T = ids.shape
+        T = ids.shape[1]
         end = T + (cache.longest if cache is not None else 0)
         if end > self.config.max_len:
             raise ValueError(f"a sequence of {end} tokens is longer than max_len={self.config.max_len}: raise max_len")

@@ -56,22 +56,22 @@ class Config:
     device: str = option("auto", "auto takes CUDA, then Apple MPS, then CPU")
     # task and model
     task: str = option("division", "a module in data/: division, countdown, addition, multiplication or your own")
-    size: int = option(4, "difficulty of the task; for division the digits of the quotient")
+    size: int = option(3, "difficulty of the task; for division the digits of the quotient")
     n_layer: int = option(3, "three blocks learn honest checks in the time that two learn to copy")
     n_head: int = option(4, "attention heads")
     dim: int = option(128, "width; 0.6 M parameters in all")
     # base model
-    base_steps: int = option(800, "supervised steps; fewer, and its checks are not true, so there is nothing to correct by")
+    base_steps: int = option(900, "supervised steps; fewer, and its checks are not true, so there is nothing to correct by")
     base_batch: int = option(96, "dialogues a step: small, since at equal cost more steps beat larger batches here")
     base_lr: float = option(0.02, "Muon's learning rate on the block matrices")
-    right_first: float = option(0.35, "share of demonstrations with a right first attempt")
+    right_first: float = option(0.3, "share of demonstrations with a right first attempt")
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit that RL must break")
-    right: float = option(0.4, "share of later turns that are right; the rest are near misses, which make delta negative")
-    own_from: float = option(0.5, "from this share of the steps on, wrong first attempts are the model's own samples")
+    right: float = option(0.45, "share of later turns that are right; the rest are near misses, which make delta negative")
+    own_from: float = option(0.3, "from this share of the steps on, wrong first attempts are the model's own samples")
     init: str = option("", "a base checkpoint to start from instead of making one")
     # reinforcement learning
-    stage1_steps: int = option(300, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
-    stage2_steps: int = option(200, "both turns are rewarded, with the bonus (eq. 4 and 5)")
+    stage1_steps: int = option(220, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
+    stage2_steps: int = option(150, "both turns are rewarded, with the bonus (eq. 4 and 5)")
     interleave: int = option(1, "how often Stage I and II alternate, the steps shared out (v1 of the paper: 2)")
     batch: int = option(256, "rollouts an update")
     micro_batch: int = option(256, "rows a forward pass: lower it if memory is short, the gradient stays the same")
@@ -133,8 +133,8 @@ def parse_weights(text: str) -> list[float]:
 PRESETS = {
     "smoke": dict(name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10, stage2_steps=10, batch=64,
                   micro_batch=64, eval_n=50, log_every=5, show_every=10),
-    "plain": dict(name="plain", stage1_steps=0, stage2_steps=500, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01),
-    "single": dict(name="single", stage1_steps=0, stage2_steps=500, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
+    "plain": dict(name="plain", stage1_steps=0, stage2_steps=370, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01),
+    "single": dict(name="single", stage1_steps=0, stage2_steps=370, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
                    stage2_weights="1,0"),
     "countdown": dict(name="countdown", task="countdown", size=12),
     "addition": dict(name="addition", task="addition"),
@@ -426,7 +426,9 @@ def log_step(c: Config, folder: Path, stage: Stage, step: int, row: dict, second
         print(line, flush=True)
     if shown is not None and ((step + 1) % c.show_every == 0 or last or step == 0):
         problem, texts, correct = shown
-        turns = "   ".join(f"turn {k + 1}: {t} {'right' if ok else 'wrong'}" for k, (t, ok) in enumerate(zip(texts, correct, strict=True)))
+        turns = "   ".join(
+            f"turn {k + 1}: {t} {'right' if ok else 'wrong'}" for k, (t, ok) in enumerate(zip(texts, correct, strict=True))
+        )
         print(f"    {problem.prompt}   {turns}", flush=True)
 
 

@@ -1,12 +1,13 @@
 """Problems: what a task module holds, and how training and held-out problems are kept apart.
 
-A task is a module `data/<name>.py` with a constant and four functions (see `data/addition.py`, the shortest):
+A task is a module `data/<name>.py` with a constant and five functions (see `data/addition.py`, the shortest):
 
     DIGITS_PER_TOKEN                       how many digits make one token (1: digit by digit)
     sample(rng, size) -> Problem           a random problem; `size` is its difficulty
     parse(prompt) -> Problem               the same from a text that a person typed; ValueError if it is not one
     is_correct(problem, text) -> bool      the checker: any text whatever, never eval'd
     attempt(problem, kind, rng) -> Attempt a demonstration: kind is "right", "near" (a near miss) or "far" (wrong)
+    honest(problem, text) -> Attempt       a sampled attempt with its working made true; None if nothing can be made of it
 
 Nothing else needs to know of it: `python train.py --task=<name>`.
 """
@@ -17,7 +18,7 @@ import zlib
 from random import Random
 from typing import NamedTuple
 
-HELD_OUT_SHARE = 10  # one problem in ten is held out: enough for thousands, and training keeps nine tenths
+HELD_OUT_SHARE = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 
 class Problem(NamedTuple):

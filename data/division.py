@@ -1,7 +1,8 @@
-"""Exact division by one digit, with a written check: `8742/6=` -> `1457;1457*6=8742`.
+"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682r60`, and after correction `1457*6=8742r0`.
 
-Only the quotient is graded. The check is why correction can be real here: after a wrong quotient its product differs
-from the dividend, and by how much says where the quotient is wrong. `size` is the number of the quotient's digits.
+Only the quotient is graded. The check is why correction can be real here: the product of a wrong quotient misses the dividend,
+and the remainder says by how much, so who reads it can mend the quotient: 60 is ten times 6 too little. `size` is the number
+of the quotient's digits.
 """
 
 import re
@@ -29,7 +30,6 @@ def is_correct(problem: Problem, text: str) -> bool:
 
 
 def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
-    divisor = int(problem.prompt.split("/")[1])
     quotient = problem.answer
     if kind == "near":  # one digit wrong, at times two
         for place in rng.sample(range(len(quotient)), min(len(quotient), rng.choice((1, 1, 2)))):
@@ -38,14 +38,15 @@ def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
             quotient = f"{quotient[:place]}{digit}{quotient[place + 1 :]}"
     while kind == "far" and quotient == problem.answer:
         quotient = str(rng.randrange(10 ** (len(quotient) - 1), 10 ** len(quotient)))
-    product = int(quotient) * divisor
-    return Attempt(f"{quotient}*", f"{divisor}={product}")
+    return with_check(problem, quotient)
 
 
 def honest(problem: Problem, text: str) -> Attempt | None:
-    """A sampled attempt with its working made true; None if there is no answer in it to work with."""
-    answer = text.partition("*")[0]
-    if not re.fullmatch(r"[1-9]\d*", answer, re.ASCII) or len(answer) > 12:
-        return None
-    divisor = int(problem.prompt.split("/")[1])
-    return Attempt(f"{answer}*", f"{divisor}={int(answer) * divisor}")
+    quotient = text.partition("*")[0]
+    return with_check(problem, quotient) if re.fullmatch(r"[1-9]\d{0,11}", quotient, re.ASCII) else None
+
+
+def with_check(problem: Problem, quotient: str) -> Attempt:
+    dividend, divisor = map(int, problem.prompt.split("/"))
+    product = int(quotient) * divisor
+    return Attempt(f"{quotient}*", f"{divisor}={product}r{dividend - product}")
