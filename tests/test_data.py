@@ -1,5 +1,7 @@
 """Problems, demonstrations and the tokenizer."""
 
+import re
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -105,3 +107,20 @@ def test_unknown_task_and_too_few_problems_are_named():
         load_task("chess")
     with pytest.raises(ValueError, match="ask for fewer"):
         held_out_problems(load_task("division"), 1, 0, 500)
+
+
+def test_the_readmes_task_works_as_it_stands(tmp_path, monkeypatch):
+    """The README shows a task in one file: that very text, dropped into data/, is loaded, demonstrated and checked."""
+    import data
+
+    source = re.search(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.S)[1]
+    assert "DIGITS_PER_TOKEN" in source and source.count("\n") <= 40
+    (tmp_path / "reverse.py").write_text(source)
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path)])
+    task, rng = load_task("reverse"), Random(0)
+    for i in range(100):
+        problem = train_problem(task, 5, 0, i)
+        assert task.parse(problem.prompt) == problem
+        for kind in ("right", "near", "far"):
+            assert task.is_correct(problem, task.attempt(problem, kind, rng).text) == (kind == "right")
+        demonstration(task, build_tokenizer(1), problem, rng, 2, 0.3, 0.3, 0.4, own="12345")
