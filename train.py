@@ -137,8 +137,6 @@ PRESETS = {
     "single": dict(name="single", stage1_steps=0, stage2_steps=370, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
                    stage2_weights="1,0"),
     "countdown": dict(name="countdown", task="countdown", size=12),
-    "addition": dict(name="addition", task="addition"),
-    "multiplication": dict(name="multiplication", task="multiplication", size=2),
 }  # fmt: skip
 
 
@@ -358,11 +356,13 @@ def train(c: Config, state: dict) -> None:
     folder, device, task = Path(c.out) / c.name, pick_device(c.device), load_task(c.task)
     tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
     torch.manual_seed(c.seed)
-    model = load_model(c.init, device)[0] if c.init else make_model(c, tokenizer.n_vocab).to(device)
-    if c.init and not state:
-        save(folder / "base.pt", checkpoint_of(c, model))
+    model = load_model(c.init, device)[0] if c.init and not state else make_model(c, tokenizer.n_vocab).to(device)
     if state:
-        model.load_state_dict(state["model"])
+        model = load_model(folder / "last.pt", device)[0]
+    else:
+        if c.init:
+            save(folder / "base.pt", checkpoint_of(c, model))
+        save(folder / "last.pt", last_of(c, model, 0, 0, {}, 0.0, []))
     row, reference, started = state.get("row", {}), None, time.time() - state.get("seconds", 0.0)
     for index, stage in list(enumerate(stages(c)))[state.get("stage", 0) :]:
         optimizers = make_optimizers(c, model)
