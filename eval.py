@@ -90,7 +90,7 @@ def evaluate(model: GPT, c: Config, problems: list[Problem], turns: int = 2, tem
         metrics = self_correction_metrics(correct, changed)
         metrics["edit_distance_ratio"] = sum(edit_distance_ratio(*row[:2]) for row in texts) / len(texts)
     metrics["acc"] = correct.double().mean(0).tolist()
-    metrics["truncated"] = (~ended).double().mean().item()
+    metrics["truncated"] = (~ended).float().mean().item()
     return metrics, list(zip(problems, texts, correct.tolist(), strict=True))
 
 
