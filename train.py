@@ -61,7 +61,7 @@ class Config:
     n_head: int = option(4, "attention heads")
     dim: int = option(128, "width; 0.6 M parameters in all")
     # base model
-    base_steps: int = option(750, "supervised steps; fewer, and its checks are not true, so there is nothing to correct by")
+    base_steps: int = option(700, "supervised steps; fewer, and its checks are not true, so there is nothing to correct by")
     base_batch: int = option(96, "dialogues a step: small, since at equal cost more steps beat larger batches here")
     base_lr: float = option(0.02, "Muon's learning rate on the block matrices")
     right_first: float = option(0.3, "share of demonstrations with a right first attempt")
@@ -70,11 +70,11 @@ class Config:
     own_from: float = option(0.3, "from this share of the steps on, wrong first attempts are the model's own samples")
     init: str = option("", "a base checkpoint to start from instead of making one")
     # reinforcement learning
-    stage1_steps: int = option(220, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
-    stage2_steps: int = option(150, "both turns are rewarded, with the bonus (eq. 4 and 5)")
+    stage1_steps: int = option(190, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
+    stage2_steps: int = option(120, "both turns are rewarded, with the bonus (eq. 4 and 5)")
     interleave: int = option(1, "how often Stage I and II alternate, the steps shared out (v1 of the paper: 2)")
     batch: int = option(256, "rollouts an update")
-    micro_batch: int = option(256, "rows a forward pass: lower it if memory is short, the gradient stays the same")
+    micro_batch: int = option(64, "rows a forward pass, as many as the CPU's cache likes; any number gives the same gradient")
     samples_per_problem: int = option(1, "rollouts of each problem; the rloo baseline needs 2 or more")
     baseline: str = option("split", "split: by the first attempt's outcome; rloo: by problem, as the paper names")
     lr: float = option(0.005, "Muon's learning rate in Stage I")
@@ -133,8 +133,8 @@ def parse_weights(text: str) -> list[float]:
 PRESETS = {
     "smoke": dict(name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10, stage2_steps=10, batch=64,
                   micro_batch=64, eval_n=50, log_every=5, show_every=10),
-    "plain": dict(name="plain", stage1_steps=0, stage2_steps=370, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01),
-    "single": dict(name="single", stage1_steps=0, stage2_steps=370, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
+    "plain": dict(name="plain", stage1_steps=0, stage2_steps=310, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01),
+    "single": dict(name="single", stage1_steps=0, stage2_steps=310, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
                    stage2_weights="1,0"),
     "countdown": dict(name="countdown", task="countdown", size=12),
 }  # fmt: skip
