@@ -1,6 +1,6 @@
 """How much the KV cache saves: sample_dialogues against a loop that computes every row anew for each token.
 
-    python experiments/bench.py        same weights, batch and lengths, in alternating pairs; medians of 5
+python experiments/bench.py        same weights, batch and lengths, in alternating pairs; medians of 5
 """
 
 import statistics

@@ -65,7 +65,10 @@ def main() -> None:
         "|---" * len(head) + "|",
     ]
     for s in seeds:
-        for label, result, name in [*((n, score[s], n) for n in ("base", "stage1", "stage2")), ("plain RL", plain.get(s), "stage2")]:
+        for label, result, name in [
+            *((n, score[s], n) for n in ("base", "stage1", "stage2")),
+            ("plain RL", plain.get(s), "stage2"),
+        ]:
             if result is None:
                 continue
             m, swap = result[name]["greedy"], result[name]["swap"]["wrong_first"]
