@@ -100,9 +100,11 @@ class Config:
 
     def __post_init__(self):
         """One-line ValueErrors for values that can't work, each with its mend."""
-        for name in ("size", "n_layer", "n_head", "dim", "base_batch", "batch", "micro_batch", "samples_per_problem",
+        for name in ("size", "n_layer", "n_head", "dim", "base_steps", "base_batch", "batch", "micro_batch", "samples_per_problem",
                      "max_new", "log_every", "show_every", "save_every", "eval_n", "interleave"):  # fmt: skip
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: it must be 1 or more")
+        for name in ("stage1_steps", "stage2_steps"):
+            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: 0 leaves the stage out")
         for name in ("right_first", "copy", "right", "own_from", "offline_share"):
             check(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: a share is between 0 and 1")
         check(self.copy + self.right <= 1, f"copy + right = {self.copy + self.right:g} exceeds 1: lower one of them")
@@ -161,7 +163,7 @@ def stages(c: Config) -> list[Stage]:
             Stage("stage2", c.stage2_steps // c.interleave, c.stage2_lr, tuple(parse_weights(c.stage2_weights)), c.alpha,
                   (c.stage2_beta1, c.stage2_beta1)),
         ]  # fmt: skip
-    return rows
+    return [row for row in rows if row.steps]
 
 
 # ------------------------------------------------------------------------------------------------------ one batch

@@ -21,21 +21,21 @@ def draw(folder: Path, rows: list[dict], results: dict) -> list[str]:
 
 
 def draw_curves(path: Path, rows: list[dict], series: dict[str, str], label: str, scale: float) -> None:
-    """Training figures over all updates, faint, with their running mean of 20, and the stages' borders."""
+    """Training figures over time, faint, with their mean over the last 20 updates of the stage, and the stages' borders."""
     figure, axis = plt.subplots(figsize=(7.5, 3.6), dpi=120)
-    for key, text in series.items():
-        points = [(i, scale * row[key]) for i, row in enumerate(rows) if key in row]
-        if not points:
-            continue
-        x, y = zip(*points, strict=True)
-        mean = [sum(y[max(0, i - 19) : i + 1]) / len(y[max(0, i - 19) : i + 1]) for i in range(len(y))]
-        axis.plot(x, y, color=COLORS[key], alpha=0.25, linewidth=0.8)
-        axis.plot(x, mean, color=COLORS[key], label=text)
+    minutes = [row["seconds"] / 60 for row in rows]
     starts = [i for i, row in enumerate(rows) if i == 0 or row["stage"] != rows[i - 1]["stage"]]
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-        axis.axvline(start, color="gray", linestyle=":", linewidth=0.8)
-        axis.text((start + stop) / 2, 1.02, rows[start]["stage"], transform=axis.get_xaxis_transform(), ha="center")
-    axis.set(xlabel="update", ylabel=label, xlim=(0, len(rows)), ylim=(0, None))
+        left, right = minutes[start], minutes[stop - 1]
+        axis.axvline(left, color="gray", linestyle=":", linewidth=0.8)
+        axis.text((left + right) / 2, 1.02, rows[start]["stage"], transform=axis.get_xaxis_transform(), ha="center")
+        for key, text in series.items():
+            here = [i for i in range(start, stop) if key in rows[i]]  # while the base is made, only now and then
+            near = [[scale * rows[j][key] for j in here if i - 20 < j <= i] for i in here]
+            axis.plot([minutes[i] for i in here], [v[-1] for v in near], color=COLORS[key], alpha=0.25, linewidth=0.8)
+            name = text if stop == len(rows) else None
+            axis.plot([minutes[i] for i in here], [sum(v) / len(v) for v in near], color=COLORS[key], label=name)
+    axis.set(xlabel="minutes of training", ylabel=label, xlim=(0, minutes[-1]), ylim=(0, None))
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
     figure.tight_layout()

@@ -231,6 +231,7 @@ def test_stages_are_rows_of_coefficients():
     woven = stages(Config(interleave=2, stage1_steps=300, stage2_steps=200))
     assert [(s.name, s.steps) for s in woven[1:]] == [("stage1", 150), ("stage2", 100)] * 2
     assert [s.name for s in stages(Config(init="base.pt"))] == ["stage1", "stage2"]
+    assert [s.name for s in stages(Config(stage1_steps=0))] == ["base", "stage2"]
 
 
 def test_adaptive_beta2_balances_within_bounds():

@@ -226,6 +226,8 @@ def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
         (["--batch=10", "--samples_per_problem=3"], "not a multiple"),
         (["--copy=0.8", "--right=0.5"], "lower one of them"),
         (["--right=1.5"], "between 0 and 1"),
+        (["--stage1_steps=-1"], "0 leaves the stage out"),
+        (["--base_steps=0"], "it must be 1 or more"),
         (["--temperature=0"], "take 1.0"),
         (["--dim=30"], "multiple of 2 * n_head"),
         (["--stage2_weights=1"], "two numbers such as 1,1"),
