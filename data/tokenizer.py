@@ -1,7 +1,7 @@
 """The toy tokenizer: a `tiktoken.Encoding` built in place (nothing is downloaded), and how a dialogue becomes ids.
 
-<|user|> 8742/6= <|assistant|> 1447;1447*6=8682 <|end|> <|user|> check <|assistant|> 1457;1457*6=8742 <|end|>
-`-------- x1 ---------------'`------- y1 ------------' `------- x2 -----------'`------- y2 ------------'
+<|user|> 8742/6 <|assistant|> 1447*6=8682r60 <|end|> <|user|> check <|assistant|> 1457*6=8742r0 <|end|>
+`------- x1 ---------------'  `------ y1 ----------' `------- x2 ------------'  `------- y2 -------'
 """
 
 import itertools
