@@ -91,7 +91,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair of x [B, T, H, D] by its position's angle, cos and sin [B or 1, T, 1, D]."""
     half, cos, sin = x.shape[-1] // 2, cos.to(x.dtype), sin.to(x.dtype)
     swap = torch.eye(2 * half, dtype=x.dtype, device=x.device).roll(half, 0)  # [D, D]: x @ swap exchanges the halves,
-    return x * cos + (x @ swap) * sin  # several times faster than slicing and concatenating them
+    return x * cos + (x @ swap) * sin  # which on a CPU is cheaper than slicing and concatenating them
 
 
 def make_norm(config: GPTConfig, dim: int) -> nn.Module:
@@ -198,7 +198,9 @@ class GPT(nn.Module):
         T = ids.shape[1]
         end = T + (cache.longest if cache is not None else 0)
         if end > self.config.max_len:
-            raise ValueError(f"a sequence of {end} tokens is longer than max_len={self.config.max_len}: raise max_len")
+            raise ValueError(
+                f"a sequence of {end} tokens is longer than max_len={self.config.max_len}: fewer turns or a smaller max_new fit"
+            )
         steps = torch.arange(T, device=ids.device)
         positions, mask = steps[None], None  # [1, T]
         if cache is not None:

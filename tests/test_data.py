@@ -43,7 +43,9 @@ def test_demonstrations_are_what_they_claim(name, size):
 def test_honest_working_corrects_the_working_and_not_the_answer():
     division, countdown = load_task("division"), load_task("countdown")
     problem = division.parse("8742/6")
-    assert division.honest(problem, division.honest(problem, "1447*6=1").text).text.startswith("1447*6=8682")
+    assert division.honest(problem, "1447*6=1").text == "1447*6=8682r60"
+    assert division.honest(problem, "1467*6=8742r0").text == "1467*6=8802r-60"
+    assert division.attempt(problem, "right", Random(0)).text == "1457*6=8742r0"
     assert division.honest(problem, "gibberish") is None and division.honest(problem, "0*6") is None
     problem = countdown.parse("3,7,5:26")
     assert countdown.honest(problem, "3*7=21,21-5=26").text == "3*7=21,21-5=16"
