@@ -223,6 +223,24 @@ def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, mo
     assert [shape for shape in kept if shape == (n, V)]  # the check above can fail
 
 
+def test_rollouts_of_one_problem_stand_together_and_are_compared(small_gpt, tokenizer, monkeypatch):
+    """With 4 samples a problem, 4 rows share a prompt, and leave-one-out advantages of one problem add up to nothing."""
+    c = Config(batch=12, samples_per_problem=4, baseline="rloo", max_new=3)
+    monkeypatch.setattr(train, "correctness", lambda task, problems, texts, ended: torch.rand(len(texts), 2) < 0.5)
+    model = small_gpt()
+    batch, _, _ = train.rollout_batch(c, stages(c)[2], (1, 0), train.load_task("division"), tokenizer, model, model)
+    prompts = [tuple(row[: int(mask[0].nonzero()[0])].tolist()) for row, mask in zip(batch["ids"], batch["masks"], strict=True)]
+    assert [prompts.count(p) for p in prompts] == [4] * 12 and prompts[0] == prompts[3] != prompts[4]
+    groups = batch["advantages"].view(3, 4, 2)
+    assert groups.abs().sum() > 1 and torch.allclose(groups.sum(1), torch.zeros(3, 2), atol=1e-4)
+
+
+def test_learning_rate_warms_up_holds_and_falls():
+    stage = Stage("stage1", 100, 0.5)
+    rates = [train.learning_rate(stage, step) for step in (0, 4, 9, 50, 75, 99)]
+    assert rates == pytest.approx([0.05, 0.25, 0.5, 0.5, 0.25, 0.01])
+
+
 def test_stages_are_rows_of_coefficients():
     base, one, two = stages(Config(beta1=0.01, beta2=0.2, stage2_beta1=0.3, alpha=10))
     assert base.weights is None
