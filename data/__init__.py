@@ -1,6 +1,7 @@
 """Problems: what a task module holds, and how training and held-out problems are kept apart.
 
-A task is a module `data/<name>.py` with a constant and five functions (see `data/addition.py`, the shortest):
+A task is a module `data/<name>.py`. One that draws its problems has a constant and five functions (see `data/addition.py`, the
+shortest):
 
     DIGITS_PER_TOKEN                       how many digits make one token (1: digit by digit)
     sample(rng, size) -> Problem           a random problem; `size` is its difficulty
@@ -9,12 +10,22 @@ A task is a module `data/<name>.py` with a constant and five functions (see `dat
     attempt(problem, kind, rng) -> Attempt a demonstration: kind is "right", "near" (a near miss) or "far" (wrong)
     honest(problem, text) -> Attempt       a sampled attempt with its working made true; None if nothing can be made of it
 
+One that reads them from files (`data/gsm8k.py`, `math.py`, `mbpp.py`, `humaneval.py`), for pretrained models, has these:
+
+    CORRECTION_REQUEST                     the second prompt, the same whether the first attempt was right or wrong
+    read(path, split) -> [Problem]         split is "train" or "test"; ValueError names the file, the row and what is wrong
+    verdicts(pairs) -> [str]               of (problem, text) pairs: "right", "wrong", "unparsable" or "timeout" each
+
 Nothing else needs to know of it: `python train.py --task=<name>`.
 """
 
+import gzip
 import importlib
+import json
 import pkgutil
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -23,7 +34,8 @@ HELD_OUT_SHARE = 3  # one problem in three is held out: 2,400 of the 7,200 that 
 
 class Problem(NamedTuple):
     prompt: str  # what turn 1 shows
-    answer: str  # a right answer, as the checker knows it; never shown to the model
+    answer: str  # a right answer (for code: the tests), as the checker knows it; never shown to the model
+    given: str = ""  # a first attempt by somebody else that turn 2 is to repair (offline repair); "": the model makes its own
 
 
 class Attempt(NamedTuple):
@@ -70,3 +82,28 @@ def held_out_problems(task, size: int, seed: int, n: int) -> list[Problem]:
     else:
         raise ValueError(f"only {len(found)} held-out problems found at size={size}: ask for fewer (n={n}) or a larger size")
     return list(found.values())
+
+
+def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """The rows of a JSONL file (or .jsonl.gz) that have all `fields`, each with its place for messages, "FILE, row 3".
+
+    ValueError if the file is missing or empty, a row is not a JSON object, or a field is missing.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no file {path!s}: the README says where each task's data is got")
+    empty = True
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            empty, place = False, f"{path}, row {number}"
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise ValueError(f"{place}: not JSON; the file must have one object a line") from None
+            missing = [f for f in fields if not isinstance(row, dict) or f not in row]
+            if missing:
+                raise ValueError(f"{place}: no field {missing[0]!r}; a row needs {', '.join(fields)}")
+            yield place, row
+    if empty:
+        raise ValueError(f"{path} has no rows")
