@@ -4,6 +4,7 @@
     python eval.py out/default/stage2.pt --show=10      metrics of one checkpoint, with transcripts
     python eval.py out/default/stage2.pt --turns=5      accuracy after each of five attempts
     python eval.py out/default/stage2.pt --problem="8742/6"
+    python eval.py out/mbpp/stage2.pt --task=humaneval --test_data=HumanEval.jsonl.gz
 
 All figures are on held-out problems. Greedy by default, as in the paper; nothing here is random without its own seed.
 """
@@ -12,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from random import Random
@@ -19,14 +21,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from data import Problem, held_out_problems, load_task
-from data.tokenizer import CORRECTION_REQUEST, build_tokenizer, encode, special, user_turn
-from model import GPT
+from data import Problem, held_out_problems, load_task, read_rows
+from data.tokenizer import Tokenizer
+from model import GPT, merge_lora
 from rewards import correctness
 from rollout import Rollout, sample_dialogues
-from train import Config, load_model, pick_device, token_scores
-
-ROWS_AT_ONCE = 500  # held-out problems sampled together
+from train import Config, load_model, make_tokenizer, pick_device, request_of, token_scores, transcript
 
 
 def self_correction_metrics(correct: Tensor, changed: Tensor | None = None) -> dict:
@@ -66,40 +66,56 @@ def edit_distance_ratio(a: str, b: str) -> float:
     return (total - 2 * row[-1]) / total if total else 0.0
 
 
-def answer(model: GPT, tokenizer, c: Config, prompts: list[list[int]], turns: int, temperature: float) -> list[Rollout]:
+def answer(model: GPT, c: Config, tokenizer: Tokenizer, prompts: list[list[int]], turns: int, temperature: float) -> list[Rollout]:
     """The model's dialogues on prompts, in batches; its own generator, so training and other figures are not disturbed."""
-    follow_up = user_turn(tokenizer, CORRECTION_REQUEST)
+    request = tokenizer.user_turn(request_of(load_task(c.task)), first=False)
     generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
     return [
-        sample_dialogues(model, tokenizer, prompts[i : i + ROWS_AT_ONCE], follow_up, turns, c.max_new, temperature, generator)
-        for i in range(0, len(prompts), ROWS_AT_ONCE)
+        sample_dialogues(model, tokenizer, prompts[i : i + c.sample_batch], request, turns, c.max_new, temperature, generator)
+        for i in range(0, len(prompts), c.sample_batch)
     ]
 
 
+def after_attempt(c: Config, tokenizer: Tokenizer, problem: Problem, attempt: str) -> list[int]:
+    """The prompt of turn 2, with an attempt that the model may not have made."""
+    request = tokenizer.user_turn(request_of(load_task(c.task)), first=False)
+    return [*tokenizer.user_turn(problem.prompt), *tokenizer.encode(attempt), tokenizer.end_id, *request]
+
+
 def evaluate(model: GPT, c: Config, problems: list[Problem], turns: int = 2, temperature: float = 0.0) -> tuple[dict, list]:
-    """All metrics of a model on problems, and its transcripts: (problem, texts [turns], right [turns]) each."""
-    task = load_task(c.task)
-    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
-    parts = answer(model, tokenizer, c, [user_turn(tokenizer, p.prompt) for p in problems], turns, temperature)
+    """All metrics of a model on problems, and its transcripts: (problem, texts [turns], right [turns]) each.
+
+    Problems with a given first attempt are for offline repair: it stands in the place of turn 1, and turn 2 is the model's.
+    """
+    tokenizer, given = make_tokenizer(c), [p.given for p in problems]
+    if any(given) and not (all(given) and turns > 1):
+        raise ValueError("offline repair needs a given first attempt for every problem and 2 turns or more")
+    if any(given):
+        prompts, own_turns = [after_attempt(c, tokenizer, p, p.given) for p in problems], turns - 1
+    else:
+        prompts, own_turns = [tokenizer.user_turn(p.prompt) for p in problems], turns
+    parts = answer(model, c, tokenizer, prompts, own_turns, temperature)
     texts = [row for part in parts for row in part.texts]
     ended = torch.cat([part.ended for part in parts])
-    correct = correctness(task, problems, texts, ended).cpu()
+    if any(given):
+        texts = [[g, *row] for g, row in zip(given, texts, strict=True)]
+        ended = torch.cat((torch.ones_like(ended[:, :1]), ended), dim=1)
+    correct, unjudged = correctness(load_task(c.task), problems, texts, ended)
+    correct = correct.cpu()
     metrics = {"n": len(problems), "acc_t1": correct[:, 0].double().mean().item()}
     if turns > 1:
         changed = torch.tensor([row[0] != row[1] for row in texts])
         metrics = self_correction_metrics(correct, changed)
         metrics["edit_distance_ratio"] = sum(edit_distance_ratio(*row[:2]) for row in texts) / len(texts)
     metrics["acc"] = correct.double().mean(0).tolist()
-    metrics["truncated"] = (~ended).float().mean().item()
+    metrics |= unjudged
     return metrics, list(zip(problems, texts, correct.tolist(), strict=True))
 
 
 def drift(model: GPT, base: GPT, c: Config, problems: list[Problem]) -> float:
     """How far the first attempt has moved: KL(model || base) of a sampled first attempt at temperature 1, nats a row."""
-    task = load_task(c.task)
-    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
-    total = 0.0
-    for part in answer(model, tokenizer, c, [user_turn(tokenizer, p.prompt) for p in problems], 1, 1.0):
+    tokenizer, total = make_tokenizer(c), 0.0
+    for part in answer(model, c, tokenizer, [tokenizer.user_turn(p.prompt) for p in problems], 1, 1.0):
         with torch.no_grad():
             total += token_scores(model, base, part.ids, part.masks[0], 1.0)[1].sum().item()
     return total / len(problems)
@@ -111,29 +127,23 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     `own`: its own greedy attempt; `near`: a near miss on the same problem; `wrong`: an unrelated wrong attempt on the same
     problem, `other`: its own attempt at the next problem; `right`: the right one. Each over `all` problems and over those
     on which its own attempt is `wrong_first`. A model that solves afresh is right equally often after `own` and `wrong`; one
-    that mends what it reads is better after `own`. After `near` it may be as good: a near miss, too, says what to mend.
+    mends what it reads is better after `own`. After `near` it may be as good: a near miss, too, says what to mend. Tasks from
+    files can't make attempts: `own` and `other` only.
     """
-    task = load_task(c.task)
-    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
-    rng, follow_up, end = Random(c.seed), user_turn(tokenizer, CORRECTION_REQUEST), special(tokenizer, "end")
+    task, tokenizer, rng = load_task(c.task), make_tokenizer(c), Random(c.seed)
     problems = [problem for problem, _, _ in transcripts]
     own = [texts[0] for _, texts, _ in transcripts]
-    shown = {
-        "own": own,
-        "wrong": [task.attempt(p, "far", rng).text for p in problems],
-        "near": [task.attempt(p, "near", rng).text for p in problems],
-        "other": own[1:] + own[:1],
-        "right": [task.attempt(p, "right", rng).text for p in problems],
-    }
+    shown = {"own": own, "other": own[1:] + own[:1]}
+    if hasattr(task, "attempt"):
+        for name, kind in (("wrong", "far"), ("near", "near"), ("right", "right")):
+            shown[name] = [task.attempt(p, kind, rng).text for p in problems]
     wrong_first = torch.tensor([not right[0] for _, _, right in transcripts])
     result = {"all": {"n": len(problems)}, "wrong_first": {"n": int(wrong_first.sum())}}
     for name, firsts in shown.items():
-        prompts = [
-            [*user_turn(tokenizer, p.prompt), *encode(tokenizer, text), end, *follow_up]
-            for p, text in zip(problems, firsts, strict=True)
-        ]
-        parts = answer(model, tokenizer, c, prompts, 1, 0.0)
-        right = correctness(task, problems, [t for p in parts for t in p.texts], torch.cat([p.ended for p in parts])).cpu()
+        prompts = [after_attempt(c, tokenizer, p, text) for p, text in zip(problems, firsts, strict=True)]
+        parts = answer(model, c, tokenizer, prompts, 1, 0.0)
+        texts, ended = [t for p in parts for t in p.texts], torch.cat([p.ended for p in parts])
+        right = correctness(task, problems, texts, ended)[0].cpu()
         result["all"][name] = right.double().mean().item()
         result["wrong_first"][name] = right[wrong_first].double().mean().item()
     return result
@@ -152,8 +162,8 @@ def report(folder: Path, device: torch.device) -> None:
     for name in names:
         model, c = load_model(folder / f"{name}.pt", device)
         print(f"evaluating {name} on {c.eval_n} held-out problems", flush=True)
-        problems = held_out_problems(load_task(c.task), c.size, c.seed, c.eval_n)
-        greedy, transcripts = evaluate(model, c, problems, turns=5)
+        problems = held_out_of(c, c.eval_n)
+        greedy, transcripts = evaluate(model, c, problems, turns=2 if c.test_data else 5)
         sampled, _ = evaluate(model, c, problems, temperature=1.0)
         swap = swap_test(model, c, transcripts)
         results[name] = {"greedy": greedy, "sampled": sampled, "swap": swap, "drift_kl": drift(model, base, c, problems)}
@@ -172,6 +182,10 @@ def report(folder: Path, device: torch.device) -> None:
     print(f"\n{folder / 'report.md'} has the whole report")
 
 
+def held_out_of(c: Config, n: int) -> list[Problem]:
+    return held_out_problems(load_task(c.task), c.size, c.seed, n, c.test_data)
+
+
 def without_nan(value):
     """JSON has no NaN: null instead."""
     if isinstance(value, dict):
@@ -185,15 +199,19 @@ COLUMNS = {"acc_t1": "Acc@t1", "acc_t2": "Acc@t2", "delta": "Δ", "i_to_c": "i�
            "change_rate": "changed"}  # fmt: skip
 
 
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
 def table(results: dict) -> str:
     """Markdown: the metrics of each checkpoint in percent ± one standard error."""
-    lines = ["| checkpoint | decoding | " + " | ".join(COLUMNS.values()) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    rows = []
     for name, result in results.items():
         for decoding in ("greedy", "sampled"):
             m = result[decoding]
             cells = [f"{100 * m[k]:{'+' if k == 'delta' else ''}.1f} ± {100 * m['se'][k]:.1f}" for k in COLUMNS]
-            lines.append(f"| {name} | {decoding} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([name, decoding, *cells])
+    return markdown(["checkpoint", "decoding", *COLUMNS.values()], rows)
 
 
 def report_text(c: Config, results: dict, rows: list[dict], transcripts: list, pictures: list[str]) -> str:
@@ -201,26 +219,28 @@ def report_text(c: Config, results: dict, rows: list[dict], transcripts: list, p
     changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
     lines = [f"# {c.name}: {c.task}, size {c.size}, seed {c.seed}", ""]
     lines += [f"Settings other than the defaults: {changed or 'none'}. Training took {rows[-1]['seconds'] / 60:.1f} minutes.", ""]
-    lines += [f"Percent of {c.eval_n} held-out problems ± standard error; greedy, or sampled at temperature 1.", "", table(results)]
-    lines += ["", "## Accuracy after each attempt (greedy)", "", "| checkpoint | 1 | 2 | 3 | 4 | 5 |", "|---" * 6 + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{100 * a:.1f}" for a in r["greedy"]["acc"]) + " |" for name, r in results.items()]
+    n = results[last]["greedy"]["n"]
+    lines += [f"Percent of {n} held-out problems ± standard error; greedy, or sampled at temperature 1.", "", table(results)]
+    acc = {name: [f"{100 * a:.1f}" for a in r["greedy"]["acc"]] for name, r in results.items()}
+    attempts = [str(k + 1) for k in range(len(acc[last]))]
+    lines += ["", "## Accuracy after each attempt (greedy)", ""]
+    lines += [markdown(["checkpoint", *attempts], [[name, *cells] for name, cells in acc.items()])]
     lines += ["", "## Does turn 2 read turn 1?", "", "Accuracy of turn 2 on problems with a wrong first attempt, by what stands"]
-    lines += ["in its place: the model's own attempt, an unrelated wrong one or a near miss on the same problem, its attempt at"]
-    lines += ["another problem, the right one. `drift` is the KL of the first attempt to the base's in nats.", ""]
-    kinds = ("own", "wrong", "near", "other", "right")
-    lines += ["| checkpoint | n | " + " | ".join(kinds) + " | drift |", "|---" * (3 + len(kinds)) + "|"]
-    for name, r in results.items():
-        swap = r["swap"]["wrong_first"]
-        lines.append(f"| {name} | {swap['n']} | " + " | ".join(f"{100 * swap[k]:.1f}" for k in kinds) + f" | {r['drift_kl']:.2f} |")
+    lines += ["in its place: the model's own attempt, its attempt at another problem and, where the task can make them, an"]
+    lines += ["unrelated wrong one, a near miss, the right one. `drift` is the KL of the first attempt to the base's in nats.", ""]
+    swaps = {name: r["swap"]["wrong_first"] for name, r in results.items()}
+    kinds = [kind for kind in swaps[last] if kind != "n"]
+    swapped = [[name, str(s["n"]), *(f"{100 * s[k]:.1f}" for k in kinds), f"{results[name]['drift_kl']:.2f}"]
+               for name, s in swaps.items()]  # fmt: skip
+    lines += [markdown(["checkpoint", "n", *kinds, "drift"], swapped)]
+    if c.test_data:
+        kinds = ["truncated", "unparsable", "timeout"]
+        unjudged = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in kinds)] for name, r in results.items()]
+        lines += ["", "## Attempts that could not be judged (greedy, percent)", "", markdown(["checkpoint", *kinds], unjudged)]
     lines += ["", *(f"![{Path(p).stem.replace('_', ' ')}]({p})" for p in pictures)]
     lines += ["", f"## Transcripts of {last}", "", "```"]
     lines += [transcript(*t) for t in transcripts[:10]]
     return "\n".join(lines) + "\n```\n"
-
-
-def transcript(problem: Problem, texts: list[str], right: list[bool]) -> str:
-    turns = [f"{text} {'(right)' if ok else '(wrong)'}" for text, ok in zip(texts, right, strict=True)]
-    return f"{problem.prompt:>12}   " + "   ".join(turns)
 
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -229,12 +249,26 @@ def transcript(problem: Problem, texts: list[str], right: list[bool]) -> str:
 def show_checkpoint(args, device: torch.device) -> None:
     """Metrics of one checkpoint, or both attempts at a problem that a person poses."""
     model, c = load_model(args.path, device)
-    task = load_task(c.task)
+    c = dataclasses.replace(c, **{k: getattr(args, k) for k in ("task", "test_data", "max_new") if getattr(args, k)})
+    if args.export:
+        (merge_lora(model) if c.lora else model).save_pretrained(args.export)
+        for file in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json"):
+            if c.init and (Path(c.init) / file).is_file():
+                shutil.copy(Path(c.init) / file, args.export)
+        print(f"{args.export} has the model, for transformers and for --init")
+        return
     if args.problem is not None:
-        problems = [task.parse(args.problem)]
+        if not hasattr(load_task(c.task), "parse"):
+            raise ValueError(f"task={c.task} has no problems that a person could type: its checker needs their reference answers")
+        problems = [load_task(c.task).parse(args.problem)]
+    elif args.repair:
+        problems = wrong_attempts(Path(args.repair))
     else:
-        problems = held_out_problems(task, c.size, c.seed, args.n or c.eval_n)
+        problems = held_out_of(c, args.n or c.eval_n)
     metrics, transcripts = evaluate(model, c, problems, args.turns, args.temperature)
+    if args.save:
+        rows = [{"prompt": p.prompt, "answer": p.answer, "attempts": texts, "right": right} for p, texts, right in transcripts]
+        Path(args.save).write_text("".join(json.dumps(row) + "\n" for row in rows))
     if args.problem is not None:
         print(transcript(*transcripts[0]).strip())
     elif args.json:
@@ -246,7 +280,18 @@ def show_checkpoint(args, device: torch.device) -> None:
             if name in COLUMNS:
                 print(f"{COLUMNS[name]:>10} {100 * value:6.1f} ± {100 * metrics['se'].get(name, 0):.1f} %" if "se" in metrics else
                       f"{COLUMNS[name]:>10} {100 * value:6.1f} %")  # fmt: skip
+        if c.test_data:
+            print(" ".join(f"{name} {100 * metrics[name]:.1f} %" for name in ("truncated", "unparsable", "timeout")))
         print("accuracy after each attempt: " + " ".join(f"{100 * a:.1f}" for a in metrics["acc"]) + f" %  (n = {metrics['n']})")
+
+
+def wrong_attempts(path: Path) -> list[Problem]:
+    """The problems of a file written by --save whose first attempt is wrong, with that attempt given: offline repair."""
+    rows = [row for _, row in read_rows(path, ("prompt", "answer", "attempts", "right"))]
+    problems = [Problem(row["prompt"], row["answer"], row["attempts"][0]) for row in rows if not row["right"][0]]
+    if not problems:
+        raise ValueError(f"{path} has no wrong first attempt: there is nothing to repair")
+    return problems
 
 
 def main() -> None:
@@ -257,11 +302,17 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="held-out problems; default: the run's eval_n")
     parser.add_argument("--show", type=int, default=0, help="so many transcripts")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parser.add_argument("--task", help="another task than the run's, e.g. humaneval for a model trained on mbpp")
+    parser.add_argument("--test_data", help="another file of held-out problems; rows with a field `attempt` are for offline repair")
+    parser.add_argument("--max_new", type=int, help="longest attempt in tokens; default: the run's")
+    parser.add_argument("--save", help="write the transcripts into this file, a JSON object a line")
+    parser.add_argument("--repair", help="offline repair: turn 2 on the wrong first attempts of a file that --save wrote")
+    parser.add_argument("--export", help="write the model, adapters merged, into this folder as a Hugging Face checkpoint")
     parser.add_argument("--problem", help="a problem of your own, e.g. 8742/6")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     try:
-        for name in ("turns", "n"):
+        for name in ("turns", "n", "max_new"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise ValueError(f"--{name}={getattr(args, name)}: it must be 1 or more")
         if args.temperature < 0:

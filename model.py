@@ -1,17 +1,26 @@
-"""A GPT-style decoder: one class that is GPT-2's block or the modern one, by its config, and a KV cache.
+"""A GPT-style decoder: one class that is GPT-2's block or the modern one, by its config, a KV cache, LoRA, and the reading and
+writing of Hugging Face checkpoints (GPT-2, Llama, SmolLM2, Qwen 2 and 3).
 
 Rows of a batch are of different lengths and are padded on the right: in a causal model a token sees nothing to its right,
 so padding needs no mask, and every token keeps its true position (which left padding would shift).
 """
 
+import functools
+import json
+import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data.files import read_json, tensors_in
 
 
-@dataclass
+@dataclass(frozen=True)
 class GPTConfig:
     """The defaults are the toy model; `GPTConfig.gpt2()` has GPT-2's block."""
 
@@ -31,6 +40,7 @@ class GPTConfig:
     qk_norm: bool = True  # RMSNorm on each head's q and k, as in Qwen 3: steadier at high learning rates
     tie_weights: bool = False  # the output head is the embedding table
     rope_theta: float = 10000.0
+    rope_llama3: tuple[float, float, float, int] | None = None  # factor, low, high, original length: see rope_frequencies
     norm_eps: float = 1e-5
 
     def __post_init__(self):
@@ -77,14 +87,31 @@ class KVCache:
         return keys[:, :end], values[:, :end]
 
 
-def rope_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_len, head_dim] of position * theta^(-2i / head_dim) (Su et al., arXiv 2104.09864, eq. 15).
+@functools.lru_cache
+def rope_frequencies(config: GPTConfig, device: torch.device) -> Tensor:
+    """How far each pair of numbers turns from a position to the next, [head_dim / 2] radians: theta^(-2i / head_dim).
+
+    RoPE is Su et al., arXiv 2104.09864, eq. 15. Llama 3.1 stretches it to longer texts: a pair that turns fewer than `low`
+    times in the original length is slowed down by `factor`, one that turns more than `high` times is kept, and between them
+    it is interpolated. Always float32: in bfloat16 positions above 256 would run together.
+    """
+    D = config.head_dim
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, device=device, dtype=torch.float32) / D)
+    if config.rope_llama3 is None:
+        return frequencies
+    factor, low, high, length = config.rope_llama3
+    kept = ((length * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / factor + kept * frequencies
+
+
+def rope(config: GPTConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., head_dim] of the angles at `positions` [...].
 
     Numbers i and i + head_dim / 2 form a pair (the Hugging Face layout); the sign of the turn is in the first half of sin.
     """
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
-    angles = torch.arange(config.max_len)[:, None] * frequencies
-    return torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)
+    angles = positions[..., None] * rope_frequencies(config, positions.device)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -118,7 +145,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, layer: int, positions: Tensor, rope, mask, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, positions: Tensor, angles, mask, cache: KVCache | None) -> Tensor:
         c = self.config
         B, T, _ = x.shape
         q, k, v = self.qkv(x).split((self.q_dim, self.kv_dim, self.kv_dim), dim=-1)
@@ -126,8 +153,8 @@ class Attention(nn.Module):
         k, v = (t.view(B, T, c.n_kv_head, c.head_dim) for t in (k, v))
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.write(layer, k, v, positions)  # [B, S, Hkv, D]
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T or S, D]
@@ -171,14 +198,12 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         if config.position == "learned":
             self.position = nn.Embedding(config.max_len, config.dim)
-        else:
-            for name, table in zip(("cos", "sin"), rope_tables(config), strict=True):
-                self.register_buffer(name, table, persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config, config.dim)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.embed.weight
+        self.recompute = False  # True: blocks keep only their input for the backward pass and are run again there
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
@@ -207,13 +232,16 @@ class GPT(nn.Module):
             positions = cache.lengths[:, None] + steps  # [B, T]
             mask = torch.arange(end, device=ids.device) <= positions[:, :, None]  # [B, T, S]: each token sees its own past
             mask = mask[:, None]  # [B, 1, T, S]
-        x, rope = self.embed(ids), None  # [B, T, C]
+        x, angles = self.embed(ids), None  # [B, T, C]
         if self.config.position == "learned":
             x = x + self.position(positions)
         else:
-            rope = self.cos[positions][:, :, None], self.sin[positions][:, :, None]  # [B or 1, T, 1, D]
+            angles = rope(self.config, positions[:, :, None])  # [B or 1, T, 1, D] each
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, positions, rope, mask, cache)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, layer, positions, angles, mask, cache, use_reentrant=False)
+            else:
+                x = block(x, layer, positions, angles, mask, cache)
         return self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -223,3 +251,219 @@ class GPT(nn.Module):
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits [B, T, V] of ids [B, T]: position t scores the token that follows ids[:, t]."""
         return self.head(self.hidden(ids, cache))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> "GPT":
+        """The model of a Hugging Face checkpoint folder: config.json and .safetensors or .bin files, one or several.
+
+        Tensors are read one at a time, straight into the model: memory peaks at the model and its largest tensor. ValueError,
+        in one line, for an unsupported architecture or option and for a missing, surplus or misshaped tensor.
+        """
+        config = config_from(read_json(Path(folder) / "config.json"))
+        files, read = tensors_in(Path(folder))
+        with torch.device("meta"):
+            model = cls(config)
+        own = {name: p for name, p in model.state_dict().items() if not (config.tie_weights and name == "lm_head.weight")}
+        wanted = {their for name, p in own.items() for their, _ in counterparts(name, p, config)}
+        ignored = r".*\.(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)" + ("|lm_head.weight" if config.tie_weights else "")
+        surplus = sorted(their for their in files.keys() - wanted if not re.fullmatch(ignored, their))
+        for problem, names in (("no tensor", sorted(wanted - files.keys())), ("a tensor too many,", surplus)):
+            if names:
+                raise ValueError(f"{folder} has {problem} {names[0]} ({len(names)} such): it does not fit its config.json")
+        model = model.to(dtype).to_empty(device=device)
+        if config.tie_weights:
+            model.lm_head.weight = model.embed.weight
+        weights = model.state_dict()
+        for name in own:
+            for their, view in counterparts(name, weights[name], config):
+                tensor = read(their)
+                if tensor.shape != view.shape:
+                    shapes = f"the shape {list(tensor.shape)}, config.json asks for {list(view.shape)}"
+                    raise ValueError(f"{folder}: {their} has {shapes}")
+                view.copy_(tensor)
+        if config.tie_weights and "lm_head.weight" in files and not torch.equal(read("lm_head.weight").to(model.embed.weight),
+                                                                                model.embed.weight):  # fmt: skip
+            raise ValueError(f"{folder}: config.json ties lm_head.weight to the embedding, but it is another one")
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which `from_pretrained` and transformers read back to the same logits."""
+        try:
+            from safetensors.torch import save_file
+        except ImportError:
+            raise ValueError("writing .safetensors needs: pip install -e .[pretrained]") from None
+        description = description_of(self.config) | {"torch_dtype": str(self.embed.weight.dtype).removeprefix("torch.")}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        own = {name: p for name, p in self.state_dict().items() if not (self.config.tie_weights and name == "lm_head.weight")}
+        tensors = dict(pair for name, p in own.items() for pair in counterparts(name, p, self.config))
+        save_file({their: t.contiguous() for their, t in tensors.items()}, Path(folder) / "model.safetensors", {"format": "pt"})
+        (Path(folder) / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------------ LoRA
+
+
+class LoRALinear(nn.Module):
+    """y = W x + bias + s B A x (Hu et al., arXiv 2106.09685, eq. 3): W and bias stay, only A and B learn. B is zero at first."""
+
+    SCALE = 2.0  # the usual alpha / rank; a learning rate can do what another value would
+
+    def __init__(self, linear: nn.Linear, rank: int):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.lora_a = nn.Parameter(torch.empty(rank, self.weight.shape[1], device=self.weight.device))  # always float32
+        self.lora_b = nn.Parameter(torch.zeros(self.weight.shape[0], rank, device=self.weight.device))
+        nn.init.normal_(self.lora_a, std=self.weight.shape[1] ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+        return F.linear(x, self.weight, self.bias) + self.SCALE * update
+
+
+def add_lora(model: GPT, rank: int) -> GPT:
+    """Freezes the model and gives each linear layer of its blocks an adapter, in place. q, k and v share one A (ours)."""
+    model.requires_grad_(False)
+    for block in model.blocks:
+        for part in (block.attn, block.mlp):
+            for name, layer in list(part.named_children()):
+                if isinstance(layer, nn.Linear):
+                    setattr(part, name, LoRALinear(layer, rank))
+    return model
+
+
+def without_lora(model: GPT) -> GPT:
+    """The model with its adapters off, on the same weights: the reference policy costs no memory of its own."""
+    with torch.device("meta"):
+        plain = GPT(model.config)
+    weights = {name: p for name, p in model.state_dict().items() if ".lora_" not in name}
+    plain.load_state_dict(weights, assign=True)
+    return plain.requires_grad_(False)
+
+
+def merge_lora(model: GPT) -> GPT:
+    """A plain model of its own weights W + s B A: what the adapters have learned, without them."""
+    plain = without_lora(model)
+    weights = {name: p.clone() for name, p in plain.state_dict().items()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoRALinear):
+            weight = weights[f"{name}.weight"]
+            weight += (layer.SCALE * layer.lora_b @ layer.lora_a).detach().to(weight.dtype)
+    plain.load_state_dict(weights, assign=True)
+    if plain.config.tie_weights:
+        plain.lm_head.weight = plain.embed.weight
+    return plain
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+# What our modules are called in a Hugging Face file. Two or three names: ours has their rows one below the other.
+LLAMA_NAMES = {  # Llama, SmolLM2, Qwen 2 and 3
+    "embed": "model.embed_tokens",
+    "blocks": "model.layers",
+    "attn_norm": "input_layernorm",
+    "attn.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+    "attn.q_norm": "self_attn.q_norm",
+    "attn.k_norm": "self_attn.k_norm",
+    "attn.out": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.up": "mlp.gate_proj mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+    "norm": "model.norm",
+    "lm_head": "lm_head",
+}
+GPT2_NAMES = {  # its layers are Conv1D, which keep their matrices transposed
+    "embed": "transformer.wte",
+    "position": "transformer.wpe",
+    "blocks": "transformer.h",
+    "attn_norm": "ln_1",
+    "attn.qkv": "attn.c_attn",
+    "attn.out": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+    "norm": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+
+
+def counterparts(name: str, parameter: Tensor, config: GPTConfig) -> list[tuple[str, Tensor]]:
+    """The tensors of a Hugging Face file that make up one parameter: their names, and views of ours in their shapes."""
+    gpt2 = config.position == "learned"
+    names = GPT2_NAMES if gpt2 else LLAMA_NAMES
+    layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+    where = f"{names['blocks']}.{layer}." if layer else ""
+    theirs = [f"{where}{their}.{kind}" for their in names[module].split()]
+    kv = config.n_kv_head * config.head_dim
+    rows = {1: [len(parameter)], 2: [config.ffn_dim] * 2, 3: [config.n_head * config.head_dim, kv, kv]}[len(theirs)]
+    views = parameter.split(rows)
+    return list(zip(theirs, [v.T for v in views] if gpt2 and layer and parameter.ndim == 2 else views, strict=True))
+
+
+# Options that change what a model computes and that ours has not: each is refused unless it is absent or has this value.
+UNSUPPORTED = {
+    "hidden_act": "silu", "activation_function": "gelu_new", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False,
+    "partial_rotary_factor": 1.0, "use_sliding_window": False, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    "num_experts": None, "num_local_experts": None, "quantization_config": None, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+}  # fmt: skip
+
+
+def config_from(description: dict) -> GPTConfig:
+    """Our config for the content of a Hugging Face config.json. ValueError names what is not supported or is missing."""
+    d = description
+    family = d.get("model_type")
+    if family not in ("gpt2", "llama", "qwen2", "qwen3"):
+        raise ValueError(f"model_type {family!r} is not supported: take a gpt2, llama (SmolLM2 too), qwen2 or qwen3 checkpoint")
+    for key, fine in UNSUPPORTED.items():
+        if d.get(key) not in (None, fine):
+            raise ValueError(f"{key}={d[key]!r} is not supported (only {fine!r} is): take another checkpoint")
+    if set(d.get("layer_types") or ()) - {"full_attention"} or (d.get("sliding_window") and "use_sliding_window" not in d):
+        raise ValueError("sliding-window attention is not supported: take a checkpoint with full attention in all layers")
+    try:
+        if family == "gpt2":
+            dim, heads = d["n_embd"], d["n_head"]
+            return GPTConfig.gpt2(
+                vocab_size=d["vocab_size"], n_layer=d["n_layer"], n_head=heads, n_kv_head=heads, dim=dim, head_dim=dim // heads,
+                ffn_dim=d.get("n_inner") or 4 * dim, max_len=d["n_positions"], norm_eps=d.get("layer_norm_epsilon", 1e-5),
+                tie_weights=d.get("tie_word_embeddings", True),
+            )  # fmt: skip
+        scaling = d.get("rope_parameters") or d.get("rope_scaling") or {}  # the first since transformers 5
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            raise ValueError(f"rope scaling {kind!r} is not supported (only llama3 is): take another checkpoint")
+        llama3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        heads = d["num_attention_heads"]
+        return GPTConfig(
+            d["vocab_size"], n_layer=d["num_hidden_layers"], n_head=heads, n_kv_head=d.get("num_key_value_heads") or heads,
+            dim=d["hidden_size"], head_dim=d.get("head_dim") or (128 if family == "qwen3" else d["hidden_size"] // heads),
+            ffn_dim=d["intermediate_size"], max_len=d["max_position_embeddings"], qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3", tie_weights=d.get("tie_word_embeddings", False), norm_eps=d.get("rms_norm_eps", 1e-6),
+            rope_theta=float(d.get("rope_theta") or scaling.get("rope_theta", 10000.0)),
+            rope_llama3=tuple(scaling[key] for key in llama3) if kind == "llama3" else None,
+        )  # fmt: skip
+    except KeyError as missing:
+        raise ValueError(f"config.json has no {missing}: it does not describe a {family} model") from None
+
+
+def description_of(config: GPTConfig) -> dict:
+    """The Hugging Face config.json of a config. ValueError for a block that no supported family has."""
+    c = config
+    block = (c.norm, c.mlp, c.bias, c.qk_norm, c.qkv_bias, c.n_kv_head == c.n_head and c.head_dim * c.n_head == c.dim)
+    shared = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_weights}
+    if c.position == "learned" and block == ("layer", "gelu", True, False, False, True):
+        return shared | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": c.dim, "n_layer": c.n_layer,
+                         "n_head": c.n_head, "n_inner": c.ffn_dim, "n_positions": c.max_len, "layer_norm_epsilon": c.norm_eps,
+                         "activation_function": "gelu_new"}  # fmt: skip
+    family = {(True, False): "qwen3", (False, True): "qwen2", (False, False): "llama"}.get((c.qk_norm, c.qkv_bias))
+    if c.position == "learned" or block[:3] != ("rms", "swiglu", False) or family is None:
+        raise ValueError("no supported Hugging Face family has this block: GPT-2's, Llama's, Qwen 2's and Qwen 3's can be written")
+    scaling = None
+    if c.rope_llama3:
+        factor, low, high, length = c.rope_llama3
+        scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+                   "original_max_position_embeddings": length}  # fmt: skip
+    return shared | {"model_type": family, "architectures": [f"{family.capitalize()}ForCausalLM"], "hidden_size": c.dim,
+                     "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head,
+                     "head_dim": c.head_dim, "intermediate_size": c.ffn_dim, "max_position_embeddings": c.max_len,
+                     "rms_norm_eps": c.norm_eps, "rope_theta": c.rope_theta, "rope_scaling": scaling, "hidden_act": "silu",
+                     "attention_bias": False}  # fmt: skip

@@ -7,13 +7,21 @@ shaped rewards.
 import torch
 from torch import Tensor
 
-from data import Problem
+from data import Problem, verdicts
 
 
-def correctness(task, problems: list[Problem], texts: list[list[str]], ended: Tensor) -> Tensor:
-    """Which attempts are right: bool [B, K]. An attempt cut off by the length limit counts as wrong."""
-    right = [[task.is_correct(problem, text) for text in row] for problem, row in zip(problems, texts, strict=True)]
-    return torch.tensor(right, device=ended.device) & ended
+def correctness(task, problems: list[Problem], texts: list[list[str]], ended: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Which attempts are right, bool [B, K]; and the shares of those that could not be judged: cut off, unparsable, too slow.
+
+    An attempt cut off by the length limit counts as wrong without being looked at.
+    """
+    whole = ended.tolist()
+    places = [(b, k) for b, row in enumerate(texts) for k in range(len(row)) if whole[b][k]]
+    judged = dict(zip(places, verdicts(task, [(problems[b], texts[b][k]) for b, k in places]), strict=True))
+    right = [[judged.get((b, k)) == "right" for k in range(len(row))] for b, row in enumerate(texts)]
+    found = list(judged.values())
+    shares = {name: found.count(name) / ended.numel() for name in ("unparsable", "timeout")}
+    return torch.tensor(right, device=ended.device), {"truncated": 1 - len(found) / ended.numel(), **shares}
 
 
 def turn_rewards(correct: Tensor, weights: tuple[float, float], alpha: float) -> Tensor:

@@ -6,12 +6,11 @@ turn to turn, so no token is ever computed twice, and sampled ids are never deco
 
 from dataclasses import dataclass, field
 
-import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.tokenizer import special
+from data.tokenizer import Tokenizer
 from model import GPT, KVCache
 
 
@@ -81,7 +80,7 @@ def pick(log_probs: Tensor, temperature: float, generator: torch.Generator | Non
 @torch.no_grad()
 def sample_dialogues(
     model: GPT,
-    tokenizer: tiktoken.Encoding,
+    tokenizer: Tokenizer,
     prompts: list[list[int]],
     follow_up: list[int],
     turns: int,
@@ -92,14 +91,15 @@ def sample_dialogues(
     """Lets the model speak `turns` times in each row: first to `prompts[b]`, then to `follow_up`, the correction request.
 
     The follow-up is the same for every row: it can't reveal whether the attempt before it was right. A turn ends with the
-    end-of-turn token or after `max_new` tokens. Temperature 0 is greedy. A prompt may hold whole turns already (a forced
-    first attempt). The model's log-probs are those of logits / temperature, which the loss divides by the same.
+    end-of-turn token or after `max_new` tokens; one that was cut off is closed before the next. Temperature 0 is greedy. A
+    prompt may hold whole turns already (a forced first attempt). The model's log-probs are those of logits / temperature,
+    which the loss divides by the same.
     """
     device, B = model.embed.weight.device, len(prompts)
-    end = special(tokenizer, "end")
+    end = tokenizer.end_id
     scale = temperature or 1.0
     new_ids, new_counts = right_pad(prompts, end, device)  # [B, T], [B]
-    width = new_ids.shape[1] + turns * max_new + (turns - 1) * len(follow_up)
+    width = new_ids.shape[1] + turns * max_new + (turns - 1) * (len(follow_up) + 1)
     ids = torch.full((B, width), end, device=device)
     log_probs = torch.zeros(B, width, device=device)
     ended = torch.zeros(B, turns, dtype=torch.bool, device=device)
@@ -108,8 +108,8 @@ def sample_dialogues(
     rows = torch.arange(B, device=device)
     for turn in range(turns):
         if turn > 0:
-            new_ids = torch.tensor([follow_up], device=device).expand(B, -1)
-            new_counts = torch.full((B,), len(follow_up), device=device)
+            closed = ended[:, turn - 1].tolist()
+            new_ids, new_counts = right_pad([follow_up if e else [end, *follow_up] for e in closed], end, device)
         columns = cache.lengths[:, None] + torch.arange(new_ids.shape[1], device=device)
         ids[rows[:, None], columns] = new_ids  # a shorter row's padding is overwritten by what it samples
         hidden = model.hidden(new_ids, cache)[rows, new_counts - 1]  # [B, C] at each row's last prompt token
@@ -138,7 +138,7 @@ def sample_dialogues(
     return Rollout(ids, cache.lengths, masks, log_probs[:, : cache.longest], ended, texts)
 
 
-def decode_spans(tokenizer: tiktoken.Encoding, ids: Tensor, spans: list[tuple[Tensor, Tensor]], end: int) -> list[list[str]]:
+def decode_spans(tokenizer: Tokenizer, ids: Tensor, spans: list[tuple[Tensor, Tensor]], end: int) -> list[list[str]]:
     """The text of each row's turns [B][K] without the end-of-turn token. Only rewards and people read it."""
     rows = ids.tolist()
     bounds = [list(zip(start.tolist(), stop.tolist(), strict=True)) for start, stop in spans]  # [K][B]

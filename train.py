@@ -3,6 +3,7 @@
     python train.py                                  the default run: out/default/
     python train.py --preset=smoke                   the whole pipeline in seconds
     python train.py --help                           every setting, with its reason
+    python train.py --preset=gsm8k-laptop --init=FOLDER --train_data=... --test_data=...     a pretrained model, LoRA
     python train.py --resume=out/default             go on after a stop, bit for bit
 
 One loop trains all stages; a stage is a row of coefficients (see `stages`). A step reads: `rollout_batch` samples dialogues
@@ -34,10 +35,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from data import load_task, train_problem
+from data import Problem, load_task, train_problems
 from data.demonstrations import demonstration
-from data.tokenizer import CORRECTION_REQUEST, build_tokenizer, user_turn
-from model import GPT, GPTConfig
+from data.pretrained_tokenizer import read_tokenizer
+from data.tokenizer import CORRECTION_REQUEST, Tokenizer, build_tokenizer
+from model import GPT, GPTConfig, add_lora, without_lora
 from rewards import correctness, turn_returns, turn_rewards
 from rollout import Rollout, concatenate, right_pad, sample_dialogues
 
@@ -55,8 +57,12 @@ class Config:
     seed: int = option(0, "decides problems, their split, initial weights and all sampling")
     device: str = option("auto", "auto takes CUDA, then Apple MPS, then CPU")
     # task and model
-    task: str = option("division", "a module in data/: division, countdown, addition, multiplication or your own")
+    task: str = option(
+        "division", "a module in data/: division, countdown, addition, multiplication, gsm8k, math, mbpp or your own"
+    )
     size: int = option(3, "difficulty of the task; for division the digits of the quotient")
+    train_data: str = option("", "file of training problems, for the tasks that have one: gsm8k, math, mbpp")
+    test_data: str = option("", "file of held-out problems; a training problem that is in it, too, is left out")
     n_layer: int = option(3, "transformer blocks; fewer are quicker and may not learn the checks")
     n_head: int = option(4, "attention heads")
     dim: int = option(128, "width; 0.7 M parameters in all")
@@ -68,18 +74,24 @@ class Config:
     copy: float = option(0.33, "share of later turns that repeat the attempt before: the habit that RL must break")
     right: float = option(0.4, "share of later turns that are right; the rest are near misses, which make delta negative")
     own_from: float = option(0.3, "from this share of the steps on, wrong first attempts are the model's own samples")
-    init: str = option("", "a base checkpoint to start from instead of making one")
+    init: str = option("", "a base to start from instead of making one: a .pt file, or the folder of a Hugging Face checkpoint")
+    tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if --init has none")
+    dtype: str = option("float32", "type of the weights; bfloat16 halves memory, and learns through float32 copies or adapters")
+    lora: int = option(0, "rank of the adapters that learn in the place of the weights; 0: all weights learn")
+    recompute: bool = option(False, "compute the blocks again in the backward pass: far less memory, a third more time")
     # reinforcement learning
     stage1_steps: int = option(190, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
     stage2_steps: int = option(120, "both turns are rewarded, with the bonus (eq. 4 and 5)")
     interleave: int = option(1, "how often Stage I and II alternate, the steps shared out (v1 of the paper: 2)")
     batch: int = option(256, "rollouts an update")
+    sample_batch: int = option(256, "rollouts sampled together: memory for their keys and values")
     micro_batch: int = option(64, "rows a forward pass, as many as the CPU's cache likes; any number gives the same gradient")
     samples_per_problem: int = option(1, "rollouts of each problem; the rloo baseline needs 2 or more")
     baseline: str = option("split", "split: by the first attempt's outcome; rloo: by problem, as the paper names")
-    lr: float = option(0.005, "Muon's learning rate in Stage I")
+    optimizer: str = option("muon", "muon on the blocks' matrices and AdamW on the rest, or adamw on all, as the paper has it")
+    lr: float = option(0.005, "learning rate in Stage I")
     stage2_lr: float = option(0.003, "the same in Stage II")
-    adam_share: float = option(0.1, "AdamW (embeddings, norms, head) learns at this share of Muon's rate")
+    adam_share: float = option(0.1, "beside Muon, AdamW (embeddings, norms, head) learns at this share of the rate")
     max_grad_norm: float = option(1.0, "gradient clipping")
     max_new: int = option(24, "longest attempt in tokens; a longer one is cut and counts as wrong")
     temperature: float = option(1.0, "sampling and its log-probs; the paper trains at 1")
@@ -100,11 +112,12 @@ class Config:
 
     def __post_init__(self):
         """One-line ValueErrors for values that can't work, each with its mend."""
-        for name in ("size", "n_layer", "n_head", "dim", "base_steps", "base_batch", "batch", "micro_batch", "samples_per_problem",
-                     "max_new", "log_every", "show_every", "save_every", "eval_n", "interleave"):  # fmt: skip
+        for name in ("size", "n_layer", "n_head", "dim", "base_steps", "base_batch", "batch", "sample_batch", "micro_batch",
+                     "samples_per_problem", "max_new", "log_every", "show_every", "save_every", "eval_n",
+                     "interleave"):  # fmt: skip
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: it must be 1 or more")
-        for name in ("stage1_steps", "stage2_steps"):
-            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: 0 leaves the stage out")
+        for name in ("stage1_steps", "stage2_steps", "lora"):
+            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: 0 leaves it out")
         for name in ("right_first", "copy", "right", "own_from", "offline_share"):
             check(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: a share is between 0 and 1")
         check(self.copy + self.right <= 1, f"copy + right = {self.copy + self.right:g} exceeds 1: lower one of them")
@@ -117,7 +130,14 @@ class Config:
         check(not set(self.name) & set("/\\"), f"name={self.name!r} is a folder below out, not a path: use --out for that")
         check(len(parse_weights(self.stage2_weights)) == 2,
               f"stage2_weights={self.stage2_weights!r}: two numbers such as 1,1")  # fmt: skip
-        load_task(self.task)
+        check(self.optimizer in ("muon", "adamw"), f"optimizer={self.optimizer!r}: choose muon or adamw")
+        check(self.dtype in ("float32", "bfloat16"), f"dtype={self.dtype!r}: choose float32 or bfloat16")
+        check(not self.lora or self.init, "lora adapts a model that is there: give one with --init")
+        if hasattr(load_task(self.task), "read"):
+            check(self.init and self.train_data and self.test_data,
+                  f"task={self.task} needs --init=FOLDER (a pretrained model), --train_data=FILE and --test_data=FILE")  # fmt: skip
+        else:
+            check(not self.train_data and not self.test_data, f"task={self.task} draws its problems: it reads no files")
 
 
 def check(fine: bool, mend: str) -> None:
@@ -132,6 +152,14 @@ def parse_weights(text: str) -> list[float]:
         return []
 
 
+# Table 5 of the paper. It does not say how the steps are shared between the stages (here: half and half), how long an attempt
+# may be, nor whether a batch counts problems or samples. GSM8K is not in it: MATH's values. Then the same scaled to one GPU.
+PAPER = dict(optimizer="adamw", temperature=1.0, alpha=10.0, beta1=0.01, stage2_beta1=0.01, dtype="bfloat16", recompute=True,
+             sample_batch=128, micro_batch=8, max_new=1024, log_every=1, show_every=50, eval_n=500)  # fmt: skip
+PAPER_MATH = PAPER | dict(lr=5e-6, stage2_lr=5e-6, batch=512, beta2=0.1, stage1_steps=1500, stage2_steps=1500)
+PAPER_CODE = PAPER | dict(lr=1e-5, stage2_lr=1e-5, batch=128, beta2=0.25, stage1_steps=750, stage2_steps=750, max_new=512)
+LAPTOP = dict(lora=16, lr=1e-4, stage2_lr=1e-4, batch=64, sample_batch=64, micro_batch=4, max_new=320, stage1_steps=100,
+              stage2_steps=100, eval_n=200)  # fmt: skip
 PRESETS = {
     "smoke": dict(name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10, stage2_steps=10, batch=64,
                   micro_batch=64, eval_n=50, log_every=5, show_every=10),
@@ -139,6 +167,12 @@ PRESETS = {
     "single": dict(name="single", stage1_steps=0, stage2_steps=310, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
                    stage2_weights="1,0"),
     "countdown": dict(name="countdown", task="countdown", size=12),
+    "gsm8k": PAPER_MATH | dict(name="gsm8k", task="gsm8k", max_new=512),
+    "math": PAPER_MATH | dict(name="math", task="math"),
+    "mbpp": PAPER_CODE | dict(name="mbpp", task="mbpp"),
+    "gsm8k-laptop": PAPER_MATH | LAPTOP | dict(name="gsm8k-laptop", task="gsm8k"),
+    "math-laptop": PAPER_MATH | LAPTOP | dict(name="math-laptop", task="math", max_new=512),
+    "mbpp-laptop": PAPER_CODE | LAPTOP | dict(name="mbpp-laptop", task="mbpp"),
 }  # fmt: skip
 
 
@@ -174,14 +208,14 @@ def seeded(*key) -> int:
     return Random("/".join(map(str, key))).getrandbits(63)
 
 
-def demonstration_batch(c: Config, task, tokenizer, model: GPT, step: int) -> dict[str, Tensor]:
+def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model: GPT, step: int) -> dict[str, Tensor]:
     """Dialogues to imitate: `ids` [B, T] and `masks` [B, 1, T], the tokens that the loss counts."""
     turns = 5 if step % 4 == 3 else 2  # one batch in four has long dialogues, else turns 3, 4, ... would be foreign
     n = max(1, c.base_batch * 2 // turns)
-    problems = [train_problem(task, c.size, c.seed, step * c.base_batch + i) for i in range(n)]
+    problems = [problem_at(step * c.base_batch + i) for i in range(n)]
     own = [None] * n
     if turns == 2 and step >= c.own_from * c.base_steps:
-        own = [texts[0] for texts in rollouts(c, model, tokenizer, problems, 1, seeded(c.seed, "own", step)).texts]
+        own = [texts[0] for texts in rollouts(c, task, tokenizer, model, problems, 1, seeded(c.seed, "own", step)).texts]
     rows = [
         demonstration(task, tokenizer, p, Random(seeded(c.seed, "demo", step, i)), turns, c.right_first, c.copy, c.right, own[i])
         for i, p in enumerate(problems)
@@ -192,33 +226,45 @@ def demonstration_batch(c: Config, task, tokenizer, model: GPT, step: int) -> di
     return {"ids": ids, "masks": taught.bool()[:, None]}
 
 
-def rollouts(c: Config, model: GPT, tokenizer, problems, turns: int, seed: int, first: GPT | None = None) -> Rollout:
+def rollouts(c: Config, task, tokenizer: Tokenizer, model: GPT, problems: list[Problem], turns: int, seed: int,
+             first: GPT | None = None) -> Rollout:  # fmt: skip
     """Dialogues sampled from the model at the training temperature; with `first`, that model makes the first attempts."""
     generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
-    follow_up = user_turn(tokenizer, CORRECTION_REQUEST)
-    prompts = [user_turn(tokenizer, p.prompt) for p in problems]
+    request = tokenizer.user_turn(request_of(task), first=False)
+    prompts = [tokenizer.user_turn(p.prompt) for p in problems]
+
+    def sample(model: GPT, prompts: list, turns: int) -> Rollout:
+        parts = [prompts[i : i + c.sample_batch] for i in range(0, len(prompts), c.sample_batch)]
+        return concatenate([
+            sample_dialogues(model, tokenizer, part, request, turns, c.max_new, c.temperature, generator) for part in parts
+        ])  # fmt: skip
+
     if first is None:
-        return sample_dialogues(model, tokenizer, prompts, follow_up, turns, c.max_new, c.temperature, generator)
-    given = sample_dialogues(first, tokenizer, prompts, follow_up, 1, c.max_new, c.temperature, generator)
-    prompts = [given.row(b) + follow_up for b in range(len(problems))]
-    rest = sample_dialogues(model, tokenizer, prompts, follow_up, turns - 1, c.max_new, c.temperature, generator)
-    return given.followed_by(rest)
+        return sample(model, prompts, turns)
+    given = sample(first, prompts, 1)
+    closing = [request if ended else [tokenizer.end_id, *request] for ended in given.ended[:, 0].tolist()]
+    return given.followed_by(sample(model, [given.row(b) + closing[b] for b in range(len(problems))], turns - 1))
 
 
-def rollout_batch(c: Config, stage: Stage, key, task, tokenizer, model: GPT, reference: GPT):
+def request_of(task) -> str:
+    """The correction request: the task's own words, or the toy tasks' single token."""
+    return getattr(task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
+
+
+def rollout_batch(c: Config, stage: Stage, key, task, problem_at, tokenizer: Tokenizer, model: GPT, reference: GPT):
     """Samples two-turn dialogues and scores them: `ids` [B, T], `masks` [B, K, T], `advantages` [B, K]; and what to log."""
     stage_index, step = key
     groups = c.batch // c.samples_per_problem
     first_index = (stage_index * 10**6 + step) * groups + 10**9  # far from the problems of the demonstrations
-    problems = [train_problem(task, c.size, c.seed, first_index + i // c.samples_per_problem) for i in range(c.batch)]
+    problems = [problem_at(first_index + i // c.samples_per_problem) for i in range(c.batch)]
     offline = round(c.offline_share * c.batch)
     parts = []
     if offline < c.batch:
-        parts.append(rollouts(c, model, tokenizer, problems[offline:], 2, seeded(c.seed, "online", *key)))
+        parts.append(rollouts(c, task, tokenizer, model, problems[offline:], 2, seeded(c.seed, "online", *key)))
     if offline:
-        parts.insert(0, rollouts(c, model, tokenizer, problems[:offline], 2, seeded(c.seed, "offline", *key), reference))
+        parts.insert(0, rollouts(c, task, tokenizer, model, problems[:offline], 2, seeded(c.seed, "offline", *key), reference))
     rollout = concatenate(parts)
-    correct = correctness(task, problems, rollout.texts, rollout.ended)  # [B, K]
+    correct, unjudged = correctness(task, problems, rollout.texts, rollout.ended)  # [B, K]
     rewards = turn_rewards(correct, stage.weights, stage.alpha)
     problem_of = torch.arange(c.batch, device=correct.device) // c.samples_per_problem
     advantage = advantages(turn_returns(rewards, c.gamma), correct, problem_of, c.baseline)
@@ -229,7 +275,8 @@ def rollout_batch(c: Config, stage: Stage, key, task, tokenizer, model: GPT, ref
         "reward": rewards.sum(1).mean().item(),
         "change_rate": sum(changed) / len(changed),
         "advantage_t2": advantage[:, 1].abs().mean().item(),
-        "truncated": 1 - rollout.ended.float().mean().item(),
+        "length": rollout.masks.sum().item() / rollout.ended.numel(),
+        **unjudged,
         "no_signal": bool((advantage == 0).all()),
     }
     shown = [problems[-1], rollout.texts[-1], correct[-1].tolist()]
@@ -315,20 +362,69 @@ def supervised_loss(model: GPT, batch: dict, tokens: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ the loop
 
 
-def make_model(c: Config, vocab_size: int) -> GPT:
-    """A toy GPT with random weights."""
-    return GPT(GPTConfig(vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_kv_head=c.n_head, dim=c.dim,
-                         head_dim=c.dim // c.n_head, ffn_dim=3 * c.dim))  # fmt: skip
+def make_tokenizer(c: Config) -> Tokenizer:
+    """The toy task's tokenizer, or that of the pretrained checkpoint."""
+    if c.tokenizer or Path(c.init).is_dir() and c.init:
+        return read_tokenizer(c.tokenizer or c.init)
+    task = load_task(c.task)
+    if not hasattr(task, "DIGITS_PER_TOKEN"):
+        raise ValueError(f"task={c.task} needs a pretrained model's tokenizer: --init=FOLDER or --tokenizer=...")
+    return build_tokenizer(task.DIGITS_PER_TOKEN)
 
 
-def make_optimizers(c: Config, model: GPT) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for all else."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    return [
-        torch.optim.Muon(matrices, lr=0.0, momentum=0.95, weight_decay=0.0),
-        torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+def make_model(c: Config, vocab_size: int, device: torch.device) -> GPT:
+    """What the first stage starts from: a toy GPT with random weights, or what `init` names."""
+    if not c.init:
+        model = GPT(GPTConfig(vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_kv_head=c.n_head, dim=c.dim,
+                              head_dim=c.dim // c.n_head, ffn_dim=3 * c.dim)).to(device)  # fmt: skip
+    elif Path(c.init).is_dir():
+        model = GPT.from_pretrained(c.init, device, getattr(torch, c.dtype))
+    else:
+        model, _ = load_model(c.init, device)
+    if model.config.vocab_size < vocab_size:
+        raise ValueError(f"{c.init} has {model.config.vocab_size} tokens, the tokenizer {vocab_size}: they do not belong together")
+    return model.to(getattr(torch, c.dtype))
+
+
+def master_weights(model: GPT, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that learn, by name: the model's own, or for those of a lower precision float32 copies.
+
+    In bfloat16 an update of a learning rate like 5e-6 is less than half a step for most weights and would be rounded away.
+    The copies collect the gradients, too, so that micro-batches add up in float32. `saved` has the copies of a stopped run.
+    """
+    masters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, p in masters.items():
+        if p.dtype != torch.float32:
+            master = saved.get(name, p.detach()).to(p.device, torch.float32, copy=True).requires_grad_()
+
+            def collect(p, master=master):
+                master.grad = p.grad.float() if master.grad is None else master.grad + p.grad
+                p.grad = None
+
+            p.register_post_accumulate_grad_hook(collect)
+            masters[name] = master
+    return masters
+
+
+@torch.no_grad()
+def copy_masters(model: GPT, masters: dict[str, Tensor]) -> None:
+    """Rounds the float32 copies back into the model after an update."""
+    for name, p in model.named_parameters():
+        if name in masters and masters[name] is not p:
+            p.copy_(masters[name])
+
+
+def make_optimizers(c: Config, masters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks and AdamW for all else, or AdamW alone."""
+    muon = {name for name, p in masters.items() if c.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2}
+    rest = [p for name, p in masters.items() if name not in muon]
+    optimizers = [torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)] if rest else []
+    if muon:
+        optimizers.append(torch.optim.Muon([masters[n] for n in masters if n in muon], lr=0.0, momentum=0.95, weight_decay=0.0))
+    for optimizer in optimizers:
+        beside_muon = bool(muon) and isinstance(optimizer, torch.optim.AdamW)
+        optimizer.param_groups[0]["share"] = c.adam_share if beside_muon else 1.0
+    return optimizers
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -336,10 +432,13 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr * min(1.0, (step + 1) / 10, 2 * (1 - step / stage.steps))
 
 
-def split(batch: dict[str, Tensor], size: int):
-    """The batch in micro-batches of `size` rows."""
-    rows = len(batch["ids"])
-    return [{name: t[i : i + size] for name, t in batch.items()} for i in range(0, rows, size)]
+def split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """The batch in micro-batches of `size` rows, each as wide as its longest row needs."""
+    parts = [{name: t[i : i + size] for name, t in batch.items()} for i in range(0, len(batch["ids"]), size)]
+    for part in parts:
+        width = int(part["masks"].any(1).any(0).nonzero().max()) + 1
+        part |= {"ids": part["ids"][:, :width], "masks": part["masks"][:, :, :width]}
+    return parts
 
 
 def betas_of(c: Config, stage: Stage, before: dict) -> tuple[float, float]:
@@ -356,35 +455,41 @@ def betas_of(c: Config, stage: Stage, before: dict) -> tuple[float, float]:
 def train(c: Config, state: dict) -> None:
     """Runs the stages from `state` on, which is the content of last.pt, or {} for a new run."""
     folder, device, task = Path(c.out) / c.name, pick_device(c.device), load_task(c.task)
-    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
+    tokenizer = make_tokenizer(c)
+    problem_at = train_problems(task, c.size, c.seed, c.train_data, c.test_data)
     torch.manual_seed(c.seed)
-    model = load_model(c.init, device)[0] if c.init and not state else make_model(c, tokenizer.n_vocab).to(device)
     if state:
         model = load_model(folder / "last.pt", device)[0]
     else:
+        model = make_model(c, tokenizer.vocab_size, device)
+        if c.lora:
+            add_lora(model, c.lora)
+    model.recompute = c.recompute
+    masters = master_weights(model, state.get("model", {}))
+    if not state:
         if c.init:
-            save(folder / "base.pt", checkpoint_of(c, model))
-        save(folder / "last.pt", last_of(c, model, 0, 0, {}, 0.0, []))
+            save(folder / "base.pt", checkpoint_of(c, model, {}))
+        save(folder / "last.pt", last_of(c, model, masters, 0, 0, {}, 0.0, []))
     row, reference, started = state.get("row", {}), None, time.time() - state.get("seconds", 0.0)
     for index, stage in list(enumerate(stages(c)))[state.get("stage", 0) :]:
-        optimizers = make_optimizers(c, model)
+        optimizers = make_optimizers(c, masters)
         first = state.get("step", 0) if index == state.get("stage") else 0
         if first:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        if stage.weights is not None:
-            reference = load_model(folder / "base.pt", device)[0].requires_grad_(False)
+        if stage.weights is not None and reference is None:
+            reference = without_lora(model) if c.lora else load_model(folder / "base.pt", device)[0].requires_grad_(False)
         pace = time.time()
         for step in range(first, stage.steps):
             betas, key, shown = betas_of(c, stage, row), (index, step), None
             if stage.weights is None:
                 row = {}
                 if (step + 1) % c.show_every == 0 or step == 0:  # not trained on: the base's points of the learning curve
-                    _, row, shown = rollout_batch(c, stages(c)[-1], key, task, tokenizer, model, model)
-                batch = demonstration_batch(c, task, tokenizer, model, step)
+                    _, row, shown = rollout_batch(c, stages(c)[-1], key, task, problem_at, tokenizer, model, model)
+                batch = demonstration_batch(c, task, problem_at, tokenizer, model, step)
                 taught = int(batch["masks"][:, :, 1:].sum())
             else:
-                batch, row, shown = rollout_batch(c, stage, key, task, tokenizer, model, reference)
+                batch, row, shown = rollout_batch(c, stage, key, task, problem_at, tokenizer, model, reference)
             for micro in split(batch, c.micro_batch):
                 if stage.weights is None:
                     loss, parts = supervised_loss(model, micro, taught), {}
@@ -393,22 +498,23 @@ def train(c: Config, state: dict) -> None:
                 loss.backward()
                 for name, value in {"loss": loss.item(), **parts}.items():
                     row[name] = row.get(name, 0.0) + value
-            row["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item()
+            row["grad_norm"] = torch.nn.utils.clip_grad_norm_(masters.values(), c.max_grad_norm).item()
             if not math.isfinite(row["loss"] + row["grad_norm"]):
                 raise FloatingPointError(f"the loss is {row['loss']} at step {step + 1} of {stage.name}: lower the learning "
                                          f"rate; the last good state is {folder}/last.pt")  # fmt: skip
-            for optimizer, share in zip(optimizers, (1.0, c.adam_share), strict=True):
+            for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(stage, step) * share
+                    group["lr"] = learning_rate(stage, step) * group["share"]
                 optimizer.step()
                 optimizer.zero_grad()
+            copy_masters(model, masters)
             seconds = time.time() - started
             row |= {"beta_t1": betas[0]}
             log_step(c, folder, stage, step, row, seconds, (time.time() - pace) / (step + 1 - first), shown)
             if (step + 1) % c.save_every == 0 and step + 1 < stage.steps:
-                save(folder / "last.pt", last_of(c, model, index, step + 1, row, seconds, optimizers))
-        save(folder / f"{stage.name}.pt", checkpoint_of(c, model))
-        save(folder / "last.pt", last_of(c, model, index + 1, 0, row, time.time() - started, []))
+                save(folder / "last.pt", last_of(c, model, masters, index, step + 1, row, seconds, optimizers))
+        save(folder / f"{stage.name}.pt", checkpoint_of(c, model, dict(model.named_parameters())))
+        save(folder / "last.pt", last_of(c, model, masters, index + 1, 0, row, time.time() - started, []))
 
 
 def log_step(c: Config, folder: Path, stage: Stage, step: int, row: dict, seconds: float, pace: float, shown) -> None:
@@ -427,23 +533,33 @@ def log_step(c: Config, folder: Path, stage: Stage, step: int, row: dict, second
             line += "  (all rewards equal: no gradient)" if row["no_signal"] else ""
         print(line, flush=True)
     if shown is not None and ((step + 1) % c.show_every == 0 or last or step == 0):
-        problem, texts, correct = shown
-        turns = "   ".join(
-            f"turn {k + 1}: {t} {'right' if ok else 'wrong'}" for k, (t, ok) in enumerate(zip(texts, correct, strict=True))
-        )
-        print(f"    {problem.prompt}   {turns}", flush=True)
+        print(transcript(*shown), flush=True)
+
+
+def transcript(problem: Problem, texts: list[str], right: list[bool]) -> str:
+    """A dialogue for people to read: a line if its texts are short, else a paragraph a turn."""
+    verdict = ["(right)" if ok else "(wrong)" for ok in right]
+    if len(problem.prompt + "".join(texts)) < 200 and "\n" not in problem.prompt + "".join(texts):
+        return f"{problem.prompt:>12}   " + "   ".join(f"{t} {v}" for t, v in zip(texts, verdict, strict=True))
+    turns = [f"--- attempt {k} {v}\n{t}" for k, (t, v) in enumerate(zip(texts, verdict, strict=True), 1)]
+    return "\n".join([f"--- problem\n{problem.prompt}", *turns, "---"])
 
 
 # ------------------------------------------------------------------------------------------------------ files
 
 
-def checkpoint_of(c: Config, model: GPT) -> dict:
-    return {"config": dataclasses.asdict(c), "gpt": dataclasses.asdict(model.config), "model": model.state_dict()}
+def checkpoint_of(c: Config, model: GPT, learned: dict[str, Tensor]) -> dict:
+    """A checkpoint's content. Of a model that stands in `init` only the weights that have learned since are kept."""
+    if c.lora or c.init and Path(c.init).is_dir():
+        weights = {name: learned[name].detach() for name, p in model.named_parameters() if name in learned and p.requires_grad}
+    else:
+        weights = model.state_dict() | {name: p.detach() for name, p in learned.items()}
+    return {"config": dataclasses.asdict(c), "gpt": dataclasses.asdict(model.config), "model": weights}
 
 
-def last_of(c: Config, model: GPT, stage: int, step: int, row: dict, seconds: float, optimizers) -> dict:
+def last_of(c: Config, model: GPT, masters, stage: int, step: int, row: dict, seconds: float, optimizers) -> dict:
     """All that a run needs to go on: no generator's state, since every step seeds its own."""
-    return checkpoint_of(c, model) | {
+    return checkpoint_of(c, model, masters) | {
         "stage": stage, "step": step, "row": row, "seconds": seconds, "optimizers": [o.state_dict() for o in optimizers]
     }  # fmt: skip
 
@@ -471,11 +587,20 @@ def load(path: str | Path) -> dict:
 
 
 def load_model(path: str | Path, device) -> tuple[GPT, Config]:
-    """The model of a checkpoint and the config of its run; the model's sizes come from the file."""
+    """The model of a checkpoint and the config of its run; what the checkpoint has not is read from the run's `init`."""
     content = load(path)
-    model = GPT(GPTConfig(**content["gpt"]))
-    model.load_state_dict(content["model"])
-    return model.to(device), Config(**content["config"])
+    c, gpt, weights = Config(**content["config"]), GPTConfig(**content["gpt"]), content["model"]
+    with torch.device("meta"):
+        whole = GPT(gpt).state_dict().keys() <= weights.keys()
+    if whole:
+        model = GPT(gpt).to(device, getattr(torch, c.dtype))
+    else:
+        model = make_model(c, 0, torch.device(device))
+        if any(".lora_" in name for name in weights):
+            add_lora(model, c.lora)
+    if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
+        raise ValueError(f"{path} does not fit {c.init or 'its own sizes'}: it has {unexpected[0]}")
+    return model, c
 
 
 def pick_device(name: str) -> torch.device:

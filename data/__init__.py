@@ -19,16 +19,18 @@ One that reads them from files (`data/gsm8k.py`, `math.py`, `mbpp.py`, `humaneva
 Nothing else needs to know of it: `python train.py --task=<name>`.
 """
 
+import functools
 import gzip
 import importlib
 import json
 import pkgutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+NOT_TASKS = ("demonstrations", "files", "math_answers", "pretrained_tokenizer", "sandbox", "tokenizer")
 HELD_OUT_SHARE = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 
@@ -51,7 +53,7 @@ class Attempt(NamedTuple):
 
 def load_task(name: str):
     """The task module `data/<name>.py`; ValueError names the tasks there are."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("tokenizer", "demonstrations"))
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_TASKS)
     if name not in names:
         raise ValueError(f"no task '{name}': choose one of {', '.join(names)}")
     return importlib.import_module(f"data.{name}")
@@ -62,16 +64,40 @@ def is_held_out(prompt: str, seed: int) -> bool:
     return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_SHARE == 0
 
 
-def train_problem(task, size: int, seed: int, index: int) -> Problem:
-    """Training problem number `index`: always the same for (seed, index), so resuming needs no saved position."""
-    rng = Random(f"{seed}/train/{index}")
-    while is_held_out((problem := task.sample(rng, size)).prompt, seed):
-        pass
-    return problem
+def train_problems(task, size: int, seed: int, train_data: str = "", test_data: str = "") -> Callable[[int], Problem]:
+    """A function that gives training problem number i: the same for every (seed, i), so resuming needs no saved position.
+
+    Problems from files come in another order each time round, and a problem that is also in the test file is left out.
+    """
+    if hasattr(task, "sample"):
+
+        def drawn(index: int) -> Problem:
+            rng = Random(f"{seed}/train/{index}")
+            while is_held_out((problem := task.sample(rng, size)).prompt, seed):
+                pass
+            return problem
+
+        return drawn
+    test = {" ".join(p.prompt.split()) for p in task.read(test_data, "test")}
+    rows = [p for p in task.read(train_data, "train") if " ".join(p.prompt.split()) not in test]
+    if not rows:
+        raise ValueError(f"every problem of {train_data} is in {test_data} too: there is nothing to train on")
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> list[int]:
+        return Random(f"{seed}/train/epoch {epoch}").sample(range(len(rows)), len(rows))
+
+    return lambda index: rows[order(index // len(rows))[index % len(rows)]]
 
 
-def held_out_problems(task, size: int, seed: int, n: int) -> list[Problem]:
-    """`n` different held-out problems, always the same for a seed. ValueError if the task has not that many."""
+def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -> list[Problem]:
+    """`n` different held-out problems, always the same for a seed; from a file, all of it if it has fewer, else `n` by lot.
+
+    ValueError if a task that draws its problems has not that many.
+    """
+    if not hasattr(task, "sample"):
+        rows = task.read(test_data, "test")
+        return rows if len(rows) <= n else [rows[i] for i in sorted(Random("held-out").sample(range(len(rows)), n))]
     rng, found = Random(f"{seed}/held-out"), {}
     for _ in range(n * HELD_OUT_SHARE * 20):
         if len(found) == n:
@@ -82,6 +108,13 @@ def held_out_problems(task, size: int, seed: int, n: int) -> list[Problem]:
     else:
         raise ValueError(f"only {len(found)} held-out problems found at size={size}: ask for fewer (n={n}) or a larger size")
     return list(found.values())
+
+
+def verdicts(task, pairs: list[tuple[Problem, str]]) -> list[str]:
+    """Each (problem, attempt) pair's verdict: "right", "wrong", "unparsable" or "timeout"."""
+    if hasattr(task, "verdicts"):
+        return task.verdicts(pairs)
+    return ["right" if task.is_correct(problem, text) else "wrong" for problem, text in pairs]
 
 
 def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict]]:

@@ -15,14 +15,14 @@ answer, at times spoils it, whatever stood in its first attempt (paper, table 1:
 from random import Random
 
 from data import Problem
-from data.tokenizer import CORRECTION_REQUEST, encode, special, user_turn
+from data.tokenizer import CORRECTION_REQUEST, Tokenizer
 
 MADE_UP_MISTAKES = ("near", "near", "near", "far")  # mostly such that the working tells how to mend them
 
 
 def demonstration(
     task,
-    tokenizer,
+    tokenizer: Tokenizer,
     problem: Problem,
     rng: Random,
     turns: int,
@@ -49,7 +49,7 @@ def demonstration(
     for turn in range(turns):
         if turn > 0 and (u := rng.random()) >= copy:
             attempt = task.attempt(problem, "right" if u < copy + right else "near", rng)
-        add(user_turn(tokenizer, CORRECTION_REQUEST if turn else problem.prompt), teach=False)
-        add(encode(tokenizer, attempt.answer), teach=turn > 0 or kind == "right")
-        add([*encode(tokenizer, attempt.working), special(tokenizer, "end")], teach=True)
+        add(tokenizer.user_turn(CORRECTION_REQUEST if turn else problem.prompt, first=turn == 0), teach=False)
+        add(tokenizer.encode(attempt.answer), teach=turn > 0 or kind == "right")
+        add([*tokenizer.encode(attempt.working), tokenizer.end_id], teach=True)
     return ids, taught

@@ -1,11 +1,15 @@
-"""The toy tokenizer: a `tiktoken.Encoding` built in place (nothing is downloaded), and how a dialogue becomes ids.
+"""The tokenizer, how a dialogue becomes ids, and the toy tokenizer: a `tiktoken.Encoding` built in place, nothing is downloaded.
 
 <|user|> 8742/6 <|assistant|> 1447*6=8682r60 <|end|> <|user|> check <|assistant|> 1457*6=8742r0 <|end|>
 `------- x1 ---------------'  `------ y1 ----------' `------- x2 ------------'  `------- y2 -------'
+
+The tokenizers and the markup of pretrained models are in `data/pretrained_tokenizer.py`.
 """
 
 import itertools
 import string
+import unicodedata
+from dataclasses import dataclass
 
 import tiktoken
 
@@ -14,7 +18,60 @@ CORRECTION_REQUEST = "check"  # the whole second prompt: one token, and the same
 ALPHABET = string.digits + string.ascii_letters + string.punctuation + " \n"
 
 
-def build_tokenizer(digits_per_token: int) -> tiktoken.Encoding:
+@dataclass(frozen=True)
+class Tokenizer:
+    """An encoding and the texts, special tokens among them, that mark up a dialogue:
+
+    begin user x1 assistant y1 end   after user x2 assistant y2 end   after user ...
+    """
+
+    encoding: tiktoken.Encoding
+    end: str  # the special token with which the model ends its turn
+    user: str
+    assistant: str
+    begin: str = ""
+    after: str = ""
+    alphabet: str = ""  # the only characters it has tokens for; "": it encodes any text
+    form: str = ""  # Unicode normal form of its texts, e.g. "NFC"
+
+    @property
+    def end_id(self) -> int:
+        return self.encoding.encode_single_token(self.end)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.encoding.n_vocab
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: the name of a special token in it is only text. ValueError names a character without token."""
+        unknown = sorted(set(text) - set(self.alphabet)) if self.alphabet else []
+        if unknown:
+            raise ValueError(f"the tokenizer has no token for {unknown[0]!r}: use letters, digits and punctuation of ASCII")
+        return self.encoding.encode_ordinary(unicodedata.normalize(self.form, text) if self.form else text)
+
+    def user_turn(self, text: str, first: bool = True) -> list[int]:
+        """A prompt x: the user's words in their markup, up to where the model speaks."""
+
+        def markup(text: str) -> list[int]:
+            return self.encoding.encode(text, allowed_special="all")
+
+        return markup((self.begin if first else self.after) + self.user) + self.encode(text) + markup(self.assistant)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids. A model may have more ids than its tokenizer has tokens (rounded up): those are U+FFFD each."""
+        try:
+            return self.encoding.decode(ids)
+        except KeyError:
+            return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
+
+    def bytes_of(self, i: int) -> bytes:
+        try:
+            return self.encoding.decode_single_token_bytes(i)
+        except KeyError:
+            return "\ufffd".encode()
+
+
+def build_tokenizer(digits_per_token: int) -> Tokenizer:
     """Characters, numbers of up to `digits_per_token` digits and the correction request are one token each.
 
     tiktoken first looks a whole piece of the split pattern up in the table, so a number needs no chain of merges.
@@ -22,27 +79,11 @@ def build_tokenizer(digits_per_token: int) -> tiktoken.Encoding:
     numbers = ("".join(t) for k in range(2, digits_per_token + 1) for t in itertools.product(string.digits, repeat=k))
     pieces = [*ALPHABET, *numbers, CORRECTION_REQUEST]
     ranks = {piece.encode(): rank for rank, piece in enumerate(pieces)}
-    return tiktoken.Encoding(
+    encoding = tiktoken.Encoding(
         name=f"score-toy-{digits_per_token}",
         pat_str=rf"\d{{1,{digits_per_token}}}|[a-zA-Z]+|[\s\S]",
         mergeable_ranks=ranks,
         special_tokens={token: len(ranks) + i for i, token in enumerate(SPECIAL)},
     )
-
-
-def encode(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
-    """Ids of plain text (a special token's name in it is only text). ValueError names a character that has no token."""
-    unknown = sorted(set(text) - set(ALPHABET))
-    if unknown:
-        raise ValueError(f"the tokenizer has no token for {unknown[0]!r}: use letters, digits and punctuation of ASCII")
-    return tokenizer.encode_ordinary(text)
-
-
-def special(tokenizer: tiktoken.Encoding, name: str) -> int:
-    """The id of a special token, e.g. `special(tokenizer, "end")`."""
-    return tokenizer.encode_single_token(f"<|{name}|>")
-
-
-def user_turn(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
-    """A prompt x: the user's words and the role token after which the model speaks."""
-    return [special(tokenizer, "user"), *encode(tokenizer, text), special(tokenizer, "assistant")]
+    user, assistant, end = SPECIAL
+    return Tokenizer(encoding, end, user, assistant, alphabet=ALPHABET)

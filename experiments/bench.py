@@ -9,8 +9,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from data import load_task, train_problem
-from data.tokenizer import CORRECTION_REQUEST, build_tokenizer, special, user_turn
+from data import load_task, train_problems
+from data.tokenizer import CORRECTION_REQUEST, build_tokenizer
 from rollout import pick, right_pad, sample_dialogues
 from train import Config, make_model
 
@@ -40,9 +40,10 @@ def without_cache(model, prompts, follow_up, turns, max_new, generator, end) -> 
 def main() -> None:
     c, task = Config(), load_task("division")
     tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
-    model = make_model(c, tokenizer.n_vocab)
-    prompts = [user_turn(tokenizer, train_problem(task, c.size, 0, i).prompt) for i in range(c.batch)]
-    follow_up, max_new, end = user_turn(tokenizer, CORRECTION_REQUEST), 17, special(tokenizer, "end")  # 17: a whole attempt
+    model = make_model(c, tokenizer.vocab_size)
+    problem_at = train_problems(task, c.size, 0)
+    prompts = [tokenizer.user_turn(problem_at(i).prompt) for i in range(c.batch)]
+    follow_up, max_new, end = tokenizer.user_turn(CORRECTION_REQUEST, first=False), 17, tokenizer.end_id  # 17: a whole attempt
     rates = {"with cache": [], "without": []}
     for pair in range(6):
         generator = torch.Generator().manual_seed(pair)

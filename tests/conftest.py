@@ -27,7 +27,7 @@ def small_gpt(tokenizer):
 
     def build(**overrides) -> GPT:
         torch.manual_seed(1)
-        sizes = dict(vocab_size=tokenizer.n_vocab, n_layer=2, n_head=4, n_kv_head=4, dim=32, head_dim=8, ffn_dim=48, max_len=128)
+        sizes = dict(vocab_size=tokenizer.vocab_size, n_layer=2, n_head=4, n_kv_head=4, dim=32, head_dim=8, ffn_dim=48, max_len=128)
         model = GPT(GPTConfig(**{**sizes, **overrides}))
         for parameter in model.parameters():  # untrained blocks start as the identity: shake them, else attention is untested
             torch.nn.init.normal_(parameter, std=0.3)

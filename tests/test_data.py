@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from data import held_out_problems, is_held_out, load_task, train_problem
+from data import held_out_problems, is_held_out, load_task, train_problems
 from data.demonstrations import demonstration
-from data.tokenizer import build_tokenizer, encode, special, user_turn
+from data.tokenizer import build_tokenizer
 
 TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2)]
 
@@ -18,11 +18,11 @@ def test_training_and_held_out_problems_are_disjoint(name, size):
     task = load_task(name)
     held_out = held_out_problems(task, size, seed=5, n=200)
     assert len({p.prompt for p in held_out}) == 200 and all(is_held_out(p.prompt, 5) for p in held_out)
-    train = [train_problem(task, size, 5, i) for i in range(2000)]
+    train = [train_problems(task, size, 5)(i) for i in range(2000)]
     assert not {p.prompt for p in train} & {p.prompt for p in held_out}
-    assert train[:50] == [train_problem(task, size, 5, i) for i in range(50)]  # by index, whatever was drawn before
+    assert train[:50] == [train_problems(task, size, 5)(i) for i in range(50)]  # by index, whatever was drawn before
     assert held_out == held_out_problems(task, size, 5, 200)
-    assert train[:50] != [train_problem(task, size, 6, i) for i in range(50)]
+    assert train[:50] != [train_problems(task, size, 6)(i) for i in range(50)]
 
 
 @pytest.mark.parametrize("name, size", TASKS)
@@ -30,12 +30,12 @@ def test_demonstrations_are_what_they_claim(name, size):
     task, rng = load_task(name), Random(0)
     tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
     for i in range(300):
-        problem = train_problem(task, size, 0, i)
+        problem = train_problems(task, size, 0)(i)
         assert task.parse(problem.prompt).prompt == problem.prompt
         for kind in ("right", "near", "far"):
             attempt = task.attempt(problem, kind, rng)
             assert task.is_correct(problem, attempt.text) == (kind == "right"), (problem, kind, attempt)
-            assert tokenizer.decode(encode(tokenizer, attempt.text)) == attempt.text
+            assert tokenizer.decode(tokenizer.encode(attempt.text)) == attempt.text
             again = task.honest(problem, attempt.text)
             assert again == attempt, "the demonstrations' working must be the honest one"
 
@@ -54,13 +54,13 @@ def test_honest_working_corrects_the_working_and_not_the_answer():
 
 def test_demonstration_masks(tokenizer):
     """Prompts are never taught; a wrong first answer is context, its working is taught; later turns are taught whole."""
-    task, end = load_task("division"), special(tokenizer, "end")
+    task, end = load_task("division"), tokenizer.end_id
     problem = task.parse("8742/6")
     seen = {"right": 0, "wrong": 0}
     for seed in range(60):
         ids, taught = demonstration(task, tokenizer, problem, Random(seed), turns=3, right_first=0.3, copy=0.4, right=0.3)
         assert len(ids) == len(taught)
-        prompt, follow_up = user_turn(tokenizer, "8742/6"), user_turn(tokenizer, "check")
+        prompt, follow_up = tokenizer.user_turn("8742/6"), tokenizer.user_turn("check")
         assert ids[: len(prompt)] == prompt and not any(taught[: len(prompt)])
         turns, start = [], len(prompt)
         for _ in range(3):
@@ -81,17 +81,17 @@ def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):
     task = load_task("division")
     problem = task.parse("8742/6")
     ids, taught = demonstration(task, tokenizer, problem, Random(0), 2, right_first=0.0, copy=1.0, right=0.0, own="1444*6=9")
-    text = tokenizer.decode([i for i in ids if i < special(tokenizer, "user")])
+    text = tokenizer.decode([i for i in ids if i < tokenizer.encoding.encode_single_token("<|user|>")])
     assert text.count("1444*6=8664") == 2  # its own answer with true working, then a copy
 
 
 def test_tokenizer(tokenizer):
-    assert [tokenizer.decode([i]) for i in encode(tokenizer, "12*check")] == ["1", "2", "*", "check"]
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("12*check")] == ["1", "2", "*", "check"]
     two = build_tokenizer(2)
-    assert [two.decode([i]) for i in encode(two, "12+7=19")] == ["12", "+", "7", "=", "19"]
-    assert special(tokenizer, "end") not in encode(tokenizer, "<|end|>")  # a special token's name is plain text
+    assert [two.decode([i]) for i in two.encode("12+7=19")] == ["12", "+", "7", "=", "19"]
+    assert tokenizer.end_id not in tokenizer.encode("<|end|>")  # a special token's name is plain text
     with pytest.raises(ValueError, match="no token for '→'"):
-        encode(tokenizer, "1→2")
+        tokenizer.encode("1→2")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_readmes_task_works_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path)])
     task, rng = load_task("reverse"), Random(0)
     for i in range(100):
-        problem = train_problem(task, 5, 0, i)
+        problem = train_problems(task, 5, 0)(i)
         assert task.parse(problem.prompt) == problem
         for kind in ("right", "near", "far"):
             assert task.is_correct(problem, task.attempt(problem, kind, rng).text) == (kind == "right")

@@ -226,9 +226,11 @@ def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, mo
 def test_rollouts_of_one_problem_stand_together_and_are_compared(small_gpt, tokenizer, monkeypatch):
     """With 4 samples a problem, 4 rows share a prompt, and leave-one-out advantages of one problem add up to nothing."""
     c = Config(batch=12, samples_per_problem=4, baseline="rloo", max_new=3)
-    monkeypatch.setattr(train, "correctness", lambda task, problems, texts, ended: torch.rand(len(texts), 2) < 0.5)
+    monkeypatch.setattr(train, "correctness", lambda task, problems, texts, ended: (torch.rand(len(texts), 2) < 0.5, {}))
     model = small_gpt()
-    batch, _, _ = train.rollout_batch(c, stages(c)[2], (1, 0), train.load_task("division"), tokenizer, model, model)
+    task = train.load_task("division")
+    problem_at = train.train_problems(task, c.size, c.seed)
+    batch, _, _ = train.rollout_batch(c, stages(c)[2], (1, 0), task, problem_at, tokenizer, model, model)
     prompts = [tuple(row[: int(mask[0].nonzero()[0])].tolist()) for row, mask in zip(batch["ids"], batch["masks"], strict=True)]
     assert [prompts.count(p) for p in prompts] == [4] * 12 and prompts[0] == prompts[3] != prompts[4]
     groups = batch["advantages"].view(3, 4, 2)

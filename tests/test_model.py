@@ -39,9 +39,9 @@ def test_no_token_sees_the_future(small_gpt, kind):
 
 
 def test_rope_scores_depend_on_distance_only(small_gpt):
-    from model import rope_tables, rotate
+    from model import rope, rotate
 
-    cos, sin = (t[:, None] for t in rope_tables(GPTConfig(vocab_size=9)))  # [T, 1, D]
+    cos, sin = (t[:, None] for t in rope(GPTConfig(vocab_size=9), torch.arange(256)))  # [T, 1, D]
     q, k = torch.randn(2, 1, 1, 1, 32)
 
     def score(i, j):
@@ -53,11 +53,11 @@ def test_rope_scores_depend_on_distance_only(small_gpt):
 
 def test_rotation_is_the_textbook_one():
     """Pair (i, i + D/2) turned by position * theta^(-2i/D), against complex multiplication."""
-    from model import rope_tables, rotate
+    from model import rope, rotate
 
     config = GPTConfig(vocab_size=9, head_dim=6, max_len=11)
     x = torch.randn(1, 11, 2, 6)
-    cos, sin = (t[None, :, None] for t in rope_tables(config))
+    cos, sin = (t[None, :, None] for t in rope(config, torch.arange(11)))
     angle = torch.arange(11)[:, None] * config.rope_theta ** (-2 * torch.arange(3) / 6)
     turned = torch.complex(x[..., :3], x[..., 3:]) * torch.polar(torch.ones_like(angle), angle)[None, :, None]
     assert torch.allclose(rotate(x, cos, sin), torch.cat((turned.real, turned.imag), -1), atol=1e-5)

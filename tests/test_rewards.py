@@ -42,7 +42,7 @@ def test_gamma_decides_whether_a_right_first_attempt_is_fined():
 def test_an_attempt_that_was_cut_is_wrong():
     task, problem = load_task("division"), Problem("8742/6", "1457")
     texts = [["1457*6=8742", "1457*6=8742"]]
-    assert correctness(task, [problem], texts, torch.tensor([[True, False]])).tolist() == [[True, False]]
+    assert correctness(task, [problem], texts, torch.tensor([[True, False]]))[0].tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize(

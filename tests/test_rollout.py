@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from data.tokenizer import encode, special, user_turn
 from rollout import concatenate, pick, sample_dialogues
 
 PROBLEMS = ("8/2", "9184/7", "42/6", "123456/8")  # prompts of different lengths
@@ -11,17 +10,17 @@ PROBLEMS = ("8/2", "9184/7", "42/6", "123456/8")  # prompts of different lengths
 
 def sample(model, tokenizer, turns=2, temperature=1.0, problems=PROBLEMS, max_new=9, seed=3):
     generator = torch.Generator().manual_seed(seed)
-    prompts = [user_turn(tokenizer, p) for p in problems]
-    return sample_dialogues(model, tokenizer, prompts, user_turn(tokenizer, "check"), turns, max_new, temperature, generator)
+    prompts = [tokenizer.user_turn(p) for p in problems]
+    return sample_dialogues(model, tokenizer, prompts, tokenizer.user_turn("check"), turns, max_new, temperature, generator)
 
 
 def end_often(model, tokenizer, push=3.0):
     """Makes the end-of-turn token likely, so that rows end at different times."""
     with torch.no_grad():
-        model.lm_head.weight[special(tokenizer, "end")] = 0
+        model.lm_head.weight[tokenizer.end_id] = 0
         model.norm.weight[:] = 1
     direction = torch.zeros(model.config.vocab_size)
-    direction[special(tokenizer, "end")] = push
+    direction[tokenizer.end_id] = push
     head = model.head
     model.head = lambda hidden: head(hidden) + direction
     return model
@@ -43,13 +42,13 @@ def test_sampled_log_probs_are_those_of_one_plain_pass(small_gpt, tokenizer):
 def test_masks_are_exactly_the_sampled_tokens(small_gpt, tokenizer):
     """T2: rebuilt from the pieces: prompt, attempt with its end of turn, follow-up, attempt; padding outside."""
     rollout = sample(end_often(small_gpt(), tokenizer), tokenizer)
-    end, follow_up = special(tokenizer, "end"), user_turn(tokenizer, "check")
+    end, follow_up = tokenizer.end_id, tokenizer.user_turn("check")
     assert rollout.ended.any() and not rollout.ended.all()  # both kinds of row are met
     for b, problem in enumerate(PROBLEMS):
-        ids, expected_masks = list(user_turn(tokenizer, problem)), [[], []]
+        ids, expected_masks = list(tokenizer.user_turn(problem)), [[], []]
         for turn in range(2):
             if turn:
-                ids += follow_up
+                ids += follow_up if rollout.ended[b, turn - 1] else [end, *follow_up]  # an attempt cut off is closed first
             sampled = rollout.ids[b][rollout.masks[turn, b]].tolist()
             assert 1 <= len(sampled) <= 9
             assert end not in sampled[:-1]  # the end is the last sampled token or not there
@@ -69,7 +68,7 @@ def test_masks_do_not_depend_on_what_pads(small_gpt, tokenizer):
     """The pad is the end-of-turn id here: a mask made by comparing ids would take padding for a sampled end."""
     rollout = sample(end_often(small_gpt(), tokenizer), tokenizer)
     padding = torch.arange(rollout.ids.shape[1]) >= rollout.lengths[:, None]
-    assert padding.any() and (rollout.ids[padding] == special(tokenizer, "end")).all()
+    assert padding.any() and (rollout.ids[padding] == tokenizer.end_id).all()
     assert not (rollout.masks & padding).any()
 
 
@@ -85,11 +84,12 @@ def test_greedy_does_not_depend_on_the_batch(small_gpt, tokenizer):
 def test_greedy_is_the_plain_loop_without_cache(small_gpt, tokenizer):
     model = end_often(small_gpt(), tokenizer)
     rollout = sample(model, tokenizer, temperature=0)
-    end = special(tokenizer, "end")
+    end = tokenizer.end_id
     for b, problem in enumerate(PROBLEMS):
-        ids = user_turn(tokenizer, problem)
+        ids = tokenizer.user_turn(problem)
         for turn in range(2):
-            ids = ids + (user_turn(tokenizer, "check") if turn else [])
+            if turn:
+                ids = [*ids, *([] if ids[-1] == end else [end]), *tokenizer.user_turn("check")]
             for _ in range(9):
                 with torch.no_grad():
                     ids = [*ids, int(model(torch.tensor([ids]))[0, -1].argmax())]
@@ -128,7 +128,7 @@ def test_sampling_uses_its_generator_alone(small_gpt, tokenizer):
 def test_parts_join_and_foreign_first_attempts_are_context(small_gpt, tokenizer):
     model, other = end_often(small_gpt(), tokenizer), end_often(small_gpt(dim=16), tokenizer)
     given = sample(other, tokenizer, turns=1)
-    follow_up = user_turn(tokenizer, "check")
+    follow_up = tokenizer.user_turn("check")
     prompts = [given.row(b) + follow_up for b in range(len(PROBLEMS))]
     generator = torch.Generator().manual_seed(0)
     rest = sample_dialogues(model, tokenizer, prompts, follow_up, 1, 9, 1.0, generator)
@@ -144,4 +144,4 @@ def test_parts_join_and_foreign_first_attempts_are_context(small_gpt, tokenizer)
 
 
 def test_the_correction_request_is_the_same_after_right_and_wrong(tokenizer):
-    assert encode(tokenizer, "check") == [tokenizer.encode_single_token("check")]
+    assert tokenizer.encode("check") == [tokenizer.encoding.encode_single_token("check")]
