@@ -577,7 +577,7 @@ def save(path: Path, content: dict) -> None:
 def load(path: str | Path) -> dict:
     """A checkpoint's content, read without unpickling code. ValueError if it is none."""
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint {path}: give the path of a .pt file that train.py wrote")
+        raise ValueError(f"no checkpoint {path}: give a .pt file that train.py wrote (or, to start from, a checkpoint folder)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["config"], content["gpt"], content["model"]
@@ -671,6 +671,8 @@ def open_run(c: Config, resume: str) -> tuple[Config, dict]:
         metrics = path / "metrics.jsonl"
         metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:done]))  # what came after last.pt is redone
         return c, state
+    given = {name: Path(getattr(c, name)) for name in ("init", "train_data", "test_data") if getattr(c, name)}
+    c = dataclasses.replace(c, **{name: str(path.resolve()) for name, path in given.items()})  # valid from other folders, too
     folder = Path(c.out) / c.name
     if (folder / "metrics.jsonl").exists():
         raise ValueError(f"{folder} holds a run: --resume={folder} goes on with it, --name=... starts another beside it")

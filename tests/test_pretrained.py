@@ -1,16 +1,21 @@
 """Pretrained checkpoints: the same logits as transformers, both ways; every refusal; LoRA; tokenizers; a run from start to end."""
 
+import contextlib
 import json
 import random
+import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import eval as evaluation
+import train
 from data.pretrained_tokenizer import read_tokenizer
 from data.tokenizer import Tokenizer
-from model import GPT, KVCache, add_lora, merge_lora, without_lora
+from model import GPT, GPTConfig, KVCache, add_lora, merge_lora, without_lora
 from rollout import sample_dialogues
 
 transformers = pytest.importorskip("transformers")
@@ -470,3 +475,146 @@ def test_ids_without_a_token_are_decoded_as_unknown(tmp_path):
     ours = read_tokenizer(tmp_path)
     ids = ours.encode("日本")
     assert ours.decode([*ids, ours.vocab_size + 5, *ids]) == "日本\ufffd日本"
+
+
+# ------------------------------------------------------------------------------------------------------ runs
+
+ROOT = Path(__file__).parent.parent
+SHORT = ["--optimizer=adamw", "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8",
+         "--sample_batch=5", "--micro_batch=3", "--max_new=12", "--eval_n=6", "--save_every=2", "--show_every=2",
+         "--log_every=1", "--device=cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random Qwen 2 with its tokenizer, in a folder; a few more ids than tokens, as the real ones have."""
+    folder = tmp_path_factory.mktemp("tiny") / "qwen"
+    build("qwen", folder)
+    torch.manual_seed(0)
+    sizes = dict(n_layer=2, n_head=4, n_kv_head=2, dim=64, head_dim=16, ffn_dim=96, max_len=2048)
+    GPT(GPTConfig(807 + 3, **sizes, qk_norm=False, qkv_bias=True, tie_weights=True)).save_pretrained(folder)
+    return folder
+
+
+def run_here(monkeypatch, *words):
+    report = [] if any("--resume" in word for word in words) else ["--report=false"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *report, *words])
+    train.main()
+
+
+def lucky(task, problems, texts, ended):
+    """A stand-in checker with both outcomes for a random model: is the text's length even?"""
+    return torch.tensor([[len(t) % 2 == 0 for t in row] for row in texts]), {}
+
+
+@pytest.mark.parametrize(
+    "mode", [["--lora=4"], ["--dtype=bfloat16"], ["--dtype=bfloat16", "--lora=4", "--recompute=true"]], ids=" ".join
+)
+def test_stopped_and_resumed_run_equals_the_unbroken_one(mode, tiny, tmp_path, monkeypatch, capsys):
+    """Adapters, float32 copies, optimiser state: all that a step depends on is in last.pt."""
+    monkeypatch.setattr(train, "correctness", lucky)
+    words = [f"--init={tiny}", *SHORT, *mode, f"--out={tmp_path}"]
+    run_here(monkeypatch, *words, "--name=whole")
+    log_step, rows = train.log_step, []
+
+    def stop_at(*args):
+        log_step(*args)
+        rows.append(args)
+        if len(rows) in (3, 8):  # after 3 steps, and after 2 + 5 + 1, in Stage II
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "log_step", stop_at)
+    for start in ([*words, "--name=broken"], [f"--resume={tmp_path}/broken"], [f"--resume={tmp_path}/broken"]):
+        with contextlib.suppress(SystemExit):
+            run_here(monkeypatch, *start)
+    assert len(rows) > 8
+    for name in ("stage1", "stage2", "last"):
+        whole, broken = (train.load(tmp_path / run / f"{name}.pt")["model"] for run in ("whole", "broken"))
+        assert whole.keys() == broken.keys() and all(torch.equal(whole[k], broken[k]) for k in whole)
+        adapters = all(".lora_" in k for k in whole)
+        assert adapters == ("--lora=4" in mode)  # what init has is not stored again
+    assert not train.load(tmp_path / "whole" / "base.pt")["model"]
+    base, after = (train.load_model(tmp_path / "whole" / f"{name}.pt", "cpu")[0] for name in ("base", "stage2"))
+    ids = torch.randint(0, 800, (2, 20))
+    assert torch.equal(logits(base, ids), logits(GPT.from_pretrained(tiny, dtype=base.embed.weight.dtype), ids))
+    assert (logits(after, ids) - logits(base, ids)).abs().max() > 1e-3
+
+
+def test_small_updates_reach_bfloat16_weights_through_their_copies(small_gpt):
+    """G6: an update of 1e-5 is less than half a bfloat16 step of a weight near 0.3: each alone would be rounded away."""
+    model = small_gpt().to(torch.bfloat16)
+    before = [p.detach().clone() for p in model.parameters()]
+    masters = train.master_weights(model, {})
+    optimizer = torch.optim.SGD(masters.values(), lr=1e-5)
+    for _ in range(300):
+        for master in masters.values():
+            master.grad = torch.ones_like(master)
+        optimizer.step()
+        train.copy_masters(model, masters)
+    for name, p, old in zip(masters, model.parameters(), before, strict=True):
+        assert torch.allclose(masters[name], old.float() - 3e-3, atol=1e-4)
+        assert (p.float() - (old.float() - 3e-3)).abs().max() < 2**-8 * old.float().abs().max()  # within rounding
+    alone = before[0].clone()
+    for _ in range(300):
+        alone -= 1e-5
+    assert (alone == before[0]).float().mean() > 0.5
+
+
+def test_micro_batch_gradients_add_up_in_float32(small_gpt):
+    """256 small gradients on a large one: in bfloat16 they would be lost."""
+    model = small_gpt().to(torch.bfloat16)
+    masters = train.master_weights(model, {})
+    weight, name = model.norm.weight, "norm.weight"
+    (weight.sum() * 256).backward()
+    for _ in range(256):
+        weight.sum().backward()
+    assert torch.equal(masters[name].grad, torch.full_like(masters[name], 512.0)) and weight.grad is None
+
+
+def test_the_reference_of_a_lora_run_is_the_base(tiny, tmp_path, monkeypatch, capsys):
+    """KL is 0 in the first step and positive later: the adapters are on in the policy and off in the reference."""
+    monkeypatch.setattr(train, "correctness", lucky)
+    run_here(monkeypatch, f"--init={tiny}", *SHORT, "--lora=4", "--lr=1e-2", "--stage2_steps=0", f"--out={tmp_path}", "--name=kl")
+    rows = [json.loads(line) for line in (tmp_path / "kl" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["kl_t1"] == pytest.approx(0, abs=1e-6) and rows[-1]["kl_t1"] + rows[-1]["kl_t2"] > 1e-3
+
+
+def test_export_is_the_merged_policy(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "correctness", lucky)
+    run_here(monkeypatch, f"--init={tiny}", *SHORT, "--lora=4", "--lr=1e-2", f"--out={tmp_path}", "--name=x")
+    checkpoint = tmp_path / "x" / "stage2.pt"
+    monkeypatch.setattr(sys, "argv", ["eval.py", str(checkpoint), f"--export={tmp_path / 'hf'}"])
+    evaluation.main()
+    policy, _ = train.load_model(checkpoint, "cpu")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.randint(0, 800, (2, 20))
+    assert (logits(exported, ids) - logits(policy, ids)).abs().max() <= 1e-4
+    assert read_tokenizer(tmp_path / "hf").encode("a b") == read_tokenizer(tiny).encode("a b")
+
+
+@pytest.mark.parametrize(
+    "words, mend",
+    [
+        (["--task=gsm8k"], "needs --init=FOLDER"),
+        (["--task=gsm8k", "--init=x"], "--train_data=FILE and --test_data=FILE"),
+        (["--train_data=x"], "it reads no files"),
+        (["--lora=8"], "give one with --init"),
+        (["--dtype=float16"], "choose float32 or bfloat16"),
+        (["--optimizer=sgd"], "choose muon or adamw"),
+        (["--lora=-1"], "0 leaves it out"),
+    ],
+)
+def test_bad_settings_of_pretrained_runs_name_their_mend(words, mend):
+    with pytest.raises(ValueError) as error:
+        train.parse_args(words)
+    assert mend in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_base_is_named(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "correctness", lucky)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny, moved)
+    run_here(monkeypatch, f"--init={moved}", *SHORT, "--lora=4", f"--out={tmp_path}", "--name=x")
+    shutil.rmtree(moved)
+    with pytest.raises(ValueError, match="moved"):
+        train.load_model(tmp_path / "x" / "stage2.pt", "cpu")
