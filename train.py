@@ -485,7 +485,9 @@ def train(c: Config, state: dict) -> None:
             if stage.weights is None:
                 row = {}
                 if (step + 1) % c.show_every == 0 or step == 0:  # not trained on: the base's points of the learning curve
-                    _, row, shown = rollout_batch(c, stages(c)[-1], key, task, problem_at, tokenizer, model, model)
+                    _, row, shown = rollout_batch(
+                        c, Stage("look", 1, 0.0, (1.0, 1.0)), key, task, problem_at, tokenizer, model, model
+                    )
                 batch = demonstration_batch(c, task, problem_at, tokenizer, model, step)
                 taught = int(batch["masks"][:, :, 1:].sum())
             else:

@@ -101,6 +101,11 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, monkeypatch, caps
     assert not same(weights(a / "stage2.pt"), weights(c / "stage2.pt"))
 
 
+def test_a_run_may_make_the_base_alone(tmp_path, monkeypatch, capsys):
+    folder = run_here(tmp_path, monkeypatch, "base", "--stage1_steps=0", "--stage2_steps=0")
+    assert (folder / "base.pt").exists() and len(metrics(folder)) == 6
+
+
 @pytest.mark.parametrize("rows", [1, 3, 9, 14])
 def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows):
     """T8: SIGKILL a real process in each stage, resume in another: weights, optimiser and metrics bit for bit."""
