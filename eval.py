@@ -218,7 +218,8 @@ def report_text(c: Config, results: dict, rows: list[dict], transcripts: list, p
     last = list(results)[-1]
     changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
     lines = [f"# {c.name}: {c.task}, size {c.size}, seed {c.seed}", ""]
-    lines += [f"Settings other than the defaults: {changed or 'none'}. Training took {rows[-1]['seconds'] / 60:.1f} minutes.", ""]
+    minutes = rows[-1]["seconds"] / 60 if rows else 0
+    lines += [f"Settings other than the defaults: {changed or 'none'}. Training took {minutes:.1f} minutes.", ""]
     n = results[last]["greedy"]["n"]
     lines += [f"Percent of {n} held-out problems ± standard error; greedy, or sampled at temperature 1.", "", table(results)]
     acc = {name: [f"{100 * a:.1f}" for a in r["greedy"]["acc"]] for name, r in results.items()}

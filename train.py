@@ -470,6 +470,7 @@ def train(c: Config, state: dict) -> None:
         if c.init:
             save(folder / "base.pt", checkpoint_of(c, model, {}))
         save(folder / "last.pt", last_of(c, model, masters, 0, 0, {}, 0.0, []))
+        (folder / "metrics.jsonl").touch()
     row, reference, started = state.get("row", {}), None, time.time() - state.get("seconds", 0.0)
     for index, stage in list(enumerate(stages(c)))[state.get("stage", 0) :]:
         optimizers = make_optimizers(c, masters)

@@ -12,11 +12,13 @@ COLORS = {"acc_t1": "#d95f02", "acc_t2": "#1b7fb8", "kl_t1": "#d95f02", "kl_t2":
 
 def draw(folder: Path, rows: list[dict], results: dict) -> list[str]:
     """Draws the rows of metrics.jsonl and the results of the checkpoints; returns the files' names."""
+    draw_transitions(folder / "transitions.png", results)
+    if not rows:  # a run of no steps, to evaluate what it would have started from
+        return ["transitions.png"]
     accuracy, kl = {"acc_t1": "attempt 1", "acc_t2": "attempt 2"}, {"kl_t1": "turn 1", "kl_t2": "turn 2"}
     draw_curves(folder / "learning_curves.png", rows, accuracy, "accuracy of sampled rollouts (%)", 100)
     draw_curves(folder / "kl.png", rows, kl, "KL to the base (nats per turn)", 1)
     draw_curves(folder / "change_rate.png", rows, {"change_rate": "second attempt differs"}, "share of rollouts (%)", 100)
-    draw_transitions(folder / "transitions.png", results)
     return ["learning_curves.png", "transitions.png", "kl.png", "change_rate.png"]
 
 

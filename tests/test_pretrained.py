@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -590,6 +591,14 @@ def test_export_is_the_merged_policy(tiny, tmp_path, monkeypatch, capsys):
     ids = torch.randint(0, 800, (2, 20))
     assert (logits(exported, ids) - logits(policy, ids)).abs().max() <= 1e-4
     assert read_tokenizer(tmp_path / "hf").encode("a b") == read_tokenizer(tiny).encode("a b")
+
+
+def test_a_run_of_no_steps_evaluates_the_pretrained_model(tiny, tmp_path):
+    """By the real scripts, as a user does it before training."""
+    words = [*SHORT, "--stage1_steps=0", "--stage2_steps=0", f"--init={tiny}", f"--out={tmp_path}", "--name=base"]
+    done = subprocess.run([sys.executable, ROOT / "train.py", *words], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "| base | greedy | 0.0" in (tmp_path / "base" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
