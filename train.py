@@ -527,12 +527,14 @@ def log_step(c: Config, folder: Path, stage: Stage, step: int, row: dict, second
     last = step + 1 == stage.steps
     if (step + 1) % c.log_every == 0 or last:
         left = int(pace * (stage.steps - step - 1))
-        line = f"{stage.name} {step + 1:4d}/{stage.steps}  {1 / pace:.2f} steps/s  ETA {left // 60}:{left % 60:02d}"
+        rate = f"{1 / pace:.2f} steps/s" if pace < 1 else f"{pace:.1f} s/step"
+        line = f"{stage.name} {step + 1:4d}/{stage.steps}  {rate}  ETA {left // 60}:{left % 60:02d}"
         if stage.weights is None:
             line += f"  loss {row['loss']:.3f}"
         else:
             line += (f"  reward {row['reward']:+.2f}  acc {100 * row['acc_t1']:.0f}% -> {100 * row['acc_t2']:.0f}%"
                      f"  changed {100 * row['change_rate']:.0f}%  KL {row['kl_t1']:.2f} {row['kl_t2']:.2f}")  # fmt: skip
+            line += "".join(f"  {k} {100 * row[k]:.0f}%" for k in ("truncated", "unparsable", "timeout") if row.get(k, 0) >= 0.005)
             line += "  (all rewards equal: no gradient)" if row["no_signal"] else ""
         print(line, flush=True)
     if shown is not None and ((step + 1) % c.show_every == 0 or last or step == 0):

@@ -577,7 +577,7 @@ def test_the_reference_of_a_lora_run_is_the_base(tiny, tmp_path, monkeypatch, ca
     monkeypatch.setattr(train, "correctness", lucky)
     run_here(monkeypatch, f"--init={tiny}", *SHORT, "--lora=4", "--lr=1e-2", "--stage2_steps=0", f"--out={tmp_path}", "--name=kl")
     rows = [json.loads(line) for line in (tmp_path / "kl" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["kl_t1"] == pytest.approx(0, abs=1e-6) and rows[-1]["kl_t1"] + rows[-1]["kl_t2"] > 1e-3
+    assert rows[0]["kl_t1"] == pytest.approx(0, abs=1e-6) and rows[-1]["kl_t1"] + rows[-1]["kl_t2"] > 1e-5
 
 
 def test_export_is_the_merged_policy(tiny, tmp_path, monkeypatch, capsys):
