@@ -399,6 +399,19 @@ def test_ids_are_those_of_the_tokenizers_library(layout, tmp_path):
     assert ours.vocab_size == library.get_vocab_size()
 
 
+@pytest.mark.parametrize("layout", ["llama3", "qwen"])
+def test_a_piece_without_merges_is_taken_whole_only_where_the_file_says_so(layout, tmp_path):
+    """Llama 3's files have tokens that no merge leads to (ignore_merges)."""
+    from tokenizers import Tokenizer as Library
+
+    build(layout, tmp_path)
+    edit(tmp_path, lambda c: c["model"]["vocab"].update({"xyzzy": 900}))
+    library, ours = Library.from_file(str(tmp_path / "tokenizer.json")), read_tokenizer(tmp_path)
+    for text in ("xyzzy", "a xyzzy", "xyzzy xyzzyxyzzy"):
+        assert ours.encode(text) == library.encode(text, add_special_tokens=False).ids
+    assert (900 in ours.encode("xyzzy")) == (layout == "llama3")
+
+
 def test_gpt2_ids_are_those_of_the_tokenizers_library(tmp_path):
     if not (ASSETS / "gpt2_encoder.json").exists():
         pytest.skip("GPT-2's vocabulary is not here (shared/assets)")
