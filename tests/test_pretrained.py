@@ -640,3 +640,110 @@ def test_a_missing_base_is_named(tiny, tmp_path, monkeypatch, capsys):
     shutil.rmtree(moved)
     with pytest.raises(ValueError, match="moved"):
         train.load_model(tmp_path / "x" / "stage2.pt", "cpu")
+
+
+FILES = {
+    "gsm8k": lambda i: {"question": f"Ann has {i} apples and gets {i} more. How many has she?", "answer": f"#### {2 * i}"},
+    "math": lambda i: {"problem": f"What is ${i}+1$?", "solution": rf"It is $\boxed{{{i + 1}}}$."},
+    "mbpp": lambda i: {"task_id": i, "text": f"Write a function add{i} that adds {i}.", "test_setup_code": "",
+                       "code": f"def add{i}(x):\n    return x + {i}", "test_list": [f"assert add{i}(1) == {i + 1}"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_tasks_from_files_by_the_real_scripts(name, tiny, tmp_path):
+    """Both stages with LoRA on a random model, a kill and a resumption, the report, and what eval.py offers beside it."""
+    numbers = {"train": range(700, 712), "test": range(20, 26)} if name == "mbpp" else {"train": range(12), "test": range(6)}
+    for split, rows in numbers.items():
+        (tmp_path / split).write_text("".join(json.dumps(FILES[name](i)) + "\n" for i in rows))
+    words = [f"--preset={name}-laptop", f"--init={tiny}", f"--train_data={tmp_path}/train", f"--test_data={tmp_path}/test", *SHORT]
+    command = [sys.executable, ROOT / "train.py", *words, f"--out={tmp_path}", "--name=run"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", f"--resume={tmp_path}/run"], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in rows] == [("stage1", k) for k in (1, 2, 3, 4)] + [
+        ("stage2", k) for k in (1, 2, 3)
+    ]
+    assert all(0 <= row[k] <= 1 for row in rows for k in ("truncated", "unparsable", "timeout"))
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| stage2 | greedy |" in report and "could not be judged" in report
+
+    checkpoint = tmp_path / "run" / "stage2.pt"
+
+    def evaluate(*more):
+        command = [sys.executable, ROOT / "eval.py", checkpoint, *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    shown = evaluate(f"--save={tmp_path}/wrong.jsonl", "--show=1")
+    assert shown.returncode == 0 and "--- attempt 2 (wrong)" in shown.stdout and "n = 6)" in shown.stdout, shown.stderr
+    repaired = evaluate(f"--repair={tmp_path}/wrong.jsonl", "--json")  # a random model's attempts are all wrong
+    assert json.loads(repaired.stdout)["n"] == 6 and json.loads(repaired.stdout)["acc_t1"] == 0, repaired.stderr
+    posed = evaluate("--problem=1+1")
+    assert posed.returncode == 1 and posed.stderr.count("\n") == 1 and "no problems that a person could type" in posed.stderr
+
+
+def test_a_given_first_attempt_stands_in_the_place_of_turn_1(tiny, tmp_path, monkeypatch, capsys):
+    """Offline repair: the second attempt is what the model says after the given one, and Acc@t1 is the given one's."""
+    train_file, test_file = tmp_path / "train", tmp_path / "test"
+    rows = [{"question": f"{i}?", "answer": f"#### {i}", "attempt": f"It is {i if i < 2 else 99}."} for i in range(6)]
+    test_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_file.write_text(json.dumps({"question": "x", "answer": "#### 1"}) + "\n")
+    c = train.Config(task="gsm8k", init=str(tiny), train_data=str(train_file), test_data=str(test_file), max_new=5)
+    model, tokenizer = GPT.from_pretrained(tiny), read_tokenizer(tiny)
+    problems = evaluation.held_out_of(c, 10)
+    metrics, transcripts = evaluation.evaluate(model, c, problems)
+    assert metrics["acc_t1"] == pytest.approx(2 / 6) and [t[1][0] for t in transcripts] == [row["attempt"] for row in rows]
+    from data.gsm8k import CORRECTION_REQUEST
+
+    ids = [*tokenizer.user_turn(problems[3].prompt), *tokenizer.encode("It is 99."), tokenizer.end_id,
+           *tokenizer.user_turn(CORRECTION_REQUEST, first=False)]  # fmt: skip
+    with torch.no_grad():
+        for _ in range(5):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert transcripts[3][1][1] == tokenizer.decode(ids[-5:])
+    with pytest.raises(ValueError, match="for every problem"):
+        evaluation.evaluate(model, c, [problems[0], problems[1]._replace(given="")])
+
+
+def test_problems_in_both_files_are_not_trained_on(tmp_path):
+    from data import load_task, train_problems
+
+    for split, rows in (("train", range(8)), ("test", range(3))):
+        (tmp_path / split).write_text("".join(json.dumps(FILES["math"](i)) + "\n" for i in rows))
+    task = load_task("math")
+    problem_at = train_problems(task, 0, 5, f"{tmp_path}/train", f"{tmp_path}/test")
+    epochs = [[problem_at(epoch * 5 + i).prompt for i in range(5)] for epoch in range(3)]
+    held_out = {p.prompt for p in task.read(f"{tmp_path}/test", "test")}
+    assert all(len(set(epoch)) == 5 and not set(epoch) & held_out for epoch in epochs)
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[2])
+    with pytest.raises(ValueError, match="nothing to train on"):
+        train_problems(task, 0, 5, f"{tmp_path}/test", f"{tmp_path}/test")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "has no rows"),
+        ('{"problem": "x"}\n', "row 1: no field 'solution'"),
+        ('{"problem": "x", "solution": "$\\\\boxed{1}$"}\nnonsense\n', "row 2: not JSON"),
+        ("[1]\n", "row 1: no field 'problem'"),
+        ('{"problem": "x", "solution": "no answer at all"}\n', "row 1"),
+    ],
+)
+def test_bad_files_name_the_row(text, words, tmp_path):
+    from data import load_task
+
+    (tmp_path / "rows").write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_task("math").read(str(tmp_path / "rows"), "train")
+    assert words in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="no file .*where each task's data is got"):
+        load_task("math").read(str(tmp_path / "nowhere"), "train")
