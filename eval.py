@@ -217,7 +217,7 @@ def table(results: dict) -> str:
 def report_text(c: Config, results: dict, rows: list[dict], transcripts: list, pictures: list[str]) -> str:
     last = list(results)[-1]
     changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
-    lines = [f"# {c.name}: {c.task}, size {c.size}, seed {c.seed}", ""]
+    lines = [f"# {c.name}: {c.task}, {'seed' if c.test_data else f'size {c.size}, seed'} {c.seed}", ""]
     minutes = rows[-1]["seconds"] / 60 if rows else 0
     lines += [f"Settings other than the defaults: {changed or 'none'}. Training took {minutes:.1f} minutes.", ""]
     n = results[last]["greedy"]["n"]
@@ -239,9 +239,9 @@ def report_text(c: Config, results: dict, rows: list[dict], transcripts: list, p
         unjudged = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in kinds)] for name, r in results.items()]
         lines += ["", "## Attempts that could not be judged (greedy, percent)", "", markdown(["checkpoint", *kinds], unjudged)]
     lines += ["", *(f"![{Path(p).stem.replace('_', ' ')}]({p})" for p in pictures)]
-    lines += ["", f"## Transcripts of {last}", "", "```"]
+    lines += ["", f"## Transcripts of {last}", "", "~~~~"]
     lines += [transcript(*t) for t in transcripts[:10]]
-    return "\n".join(lines) + "\n```\n"
+    return "\n".join(lines) + "\n~~~~\n"  # code in an attempt may have a fence of its own
 
 
 # ------------------------------------------------------------------------------------------------------ command line
