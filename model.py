@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data.files import read_json, tensors_in
+from data.checkpoints import config_from, counterparts, description_of, read_json, tensors_in
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class GPT(nn.Module):
         Tensors are read one at a time, straight into the model: memory peaks at the model and its largest tensor. ValueError,
         in one line, for an unsupported architecture or option and for a missing, surplus or misshaped tensor.
         """
-        config = config_from(read_json(Path(folder) / "config.json"))
+        config = GPTConfig(**config_from(read_json(Path(folder) / "config.json")))
         files, read = tensors_in(Path(folder))
         with torch.device("meta"):
             model = cls(config)
@@ -352,118 +352,3 @@ def merge_lora(model: GPT) -> GPT:
     if plain.config.tie_weights:
         plain.lm_head.weight = plain.embed.weight
     return plain
-
-
-# ------------------------------------------------------------------------------------------------------ checkpoints
-
-# What our modules are called in a Hugging Face file. Two or three names: ours has their rows one below the other.
-LLAMA_NAMES = {  # Llama, SmolLM2, Qwen 2 and 3
-    "embed": "model.embed_tokens",
-    "blocks": "model.layers",
-    "attn_norm": "input_layernorm",
-    "attn.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
-    "attn.q_norm": "self_attn.q_norm",
-    "attn.k_norm": "self_attn.k_norm",
-    "attn.out": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.up": "mlp.gate_proj mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-    "norm": "model.norm",
-    "lm_head": "lm_head",
-}
-GPT2_NAMES = {  # its layers are Conv1D, which keep their matrices transposed
-    "embed": "transformer.wte",
-    "position": "transformer.wpe",
-    "blocks": "transformer.h",
-    "attn_norm": "ln_1",
-    "attn.qkv": "attn.c_attn",
-    "attn.out": "attn.c_proj",
-    "mlp_norm": "ln_2",
-    "mlp.up": "mlp.c_fc",
-    "mlp.down": "mlp.c_proj",
-    "norm": "transformer.ln_f",
-    "lm_head": "lm_head",
-}
-
-
-def counterparts(name: str, parameter: Tensor, config: GPTConfig) -> list[tuple[str, Tensor]]:
-    """The tensors of a Hugging Face file that make up one parameter: their names, and views of ours in their shapes."""
-    gpt2 = config.position == "learned"
-    names = GPT2_NAMES if gpt2 else LLAMA_NAMES
-    layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
-    where = f"{names['blocks']}.{layer}." if layer else ""
-    theirs = [f"{where}{their}.{kind}" for their in names[module].split()]
-    kv = config.n_kv_head * config.head_dim
-    rows = {1: [len(parameter)], 2: [config.ffn_dim] * 2, 3: [config.n_head * config.head_dim, kv, kv]}[len(theirs)]
-    views = parameter.split(rows)
-    return list(zip(theirs, [v.T for v in views] if gpt2 and layer and parameter.ndim == 2 else views, strict=True))
-
-
-# Options that change what a model computes and that ours has not: each is refused unless it is absent or has this value.
-UNSUPPORTED = {
-    "hidden_act": "silu", "activation_function": "gelu_new", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False,
-    "partial_rotary_factor": 1.0, "use_sliding_window": False, "attn_logit_softcapping": None, "final_logit_softcapping": None,
-    "num_experts": None, "num_local_experts": None, "quantization_config": None, "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-}  # fmt: skip
-
-
-def config_from(description: dict) -> GPTConfig:
-    """Our config for the content of a Hugging Face config.json. ValueError names what is not supported or is missing."""
-    d = description
-    family = d.get("model_type")
-    if family not in ("gpt2", "llama", "qwen2", "qwen3"):
-        raise ValueError(f"model_type {family!r} is not supported: take a gpt2, llama (SmolLM2 too), qwen2 or qwen3 checkpoint")
-    for key, fine in UNSUPPORTED.items():
-        if d.get(key) not in (None, fine):
-            raise ValueError(f"{key}={d[key]!r} is not supported (only {fine!r} is): take another checkpoint")
-    if set(d.get("layer_types") or ()) - {"full_attention"} or (d.get("sliding_window") and "use_sliding_window" not in d):
-        raise ValueError("sliding-window attention is not supported: take a checkpoint with full attention in all layers")
-    try:
-        if family == "gpt2":
-            dim, heads = d["n_embd"], d["n_head"]
-            return GPTConfig.gpt2(
-                vocab_size=d["vocab_size"], n_layer=d["n_layer"], n_head=heads, n_kv_head=heads, dim=dim, head_dim=dim // heads,
-                ffn_dim=d.get("n_inner") or 4 * dim, max_len=d["n_positions"], norm_eps=d.get("layer_norm_epsilon", 1e-5),
-                tie_weights=d.get("tie_word_embeddings", True),
-            )  # fmt: skip
-        scaling = d.get("rope_parameters") or d.get("rope_scaling") or {}  # the first since transformers 5
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise ValueError(f"rope scaling {kind!r} is not supported (only llama3 is): take another checkpoint")
-        llama3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        heads = d["num_attention_heads"]
-        return GPTConfig(
-            d["vocab_size"], n_layer=d["num_hidden_layers"], n_head=heads, n_kv_head=d.get("num_key_value_heads") or heads,
-            dim=d["hidden_size"], head_dim=d.get("head_dim") or (128 if family == "qwen3" else d["hidden_size"] // heads),
-            ffn_dim=d["intermediate_size"], max_len=d["max_position_embeddings"], qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3", tie_weights=d.get("tie_word_embeddings", False), norm_eps=d.get("rms_norm_eps", 1e-6),
-            rope_theta=float(d.get("rope_theta") or scaling.get("rope_theta", 10000.0)),
-            rope_llama3=tuple(scaling[key] for key in llama3) if kind == "llama3" else None,
-        )  # fmt: skip
-    except KeyError as missing:
-        raise ValueError(f"config.json has no {missing}: it does not describe a {family} model") from None
-
-
-def description_of(config: GPTConfig) -> dict:
-    """The Hugging Face config.json of a config. ValueError for a block that no supported family has."""
-    c = config
-    block = (c.norm, c.mlp, c.bias, c.qk_norm, c.qkv_bias, c.n_kv_head == c.n_head and c.head_dim * c.n_head == c.dim)
-    shared = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_weights}
-    if c.position == "learned" and block == ("layer", "gelu", True, False, False, True):
-        return shared | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": c.dim, "n_layer": c.n_layer,
-                         "n_head": c.n_head, "n_inner": c.ffn_dim, "n_positions": c.max_len, "layer_norm_epsilon": c.norm_eps,
-                         "activation_function": "gelu_new"}  # fmt: skip
-    family = {(True, False): "qwen3", (False, True): "qwen2", (False, False): "llama"}.get((c.qk_norm, c.qkv_bias))
-    if c.position == "learned" or block[:3] != ("rms", "swiglu", False) or family is None:
-        raise ValueError("no supported Hugging Face family has this block: GPT-2's, Llama's, Qwen 2's and Qwen 3's can be written")
-    scaling = None
-    if c.rope_llama3:
-        factor, low, high, length = c.rope_llama3
-        scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-                   "original_max_position_embeddings": length}  # fmt: skip
-    return shared | {"model_type": family, "architectures": [f"{family.capitalize()}ForCausalLM"], "hidden_size": c.dim,
-                     "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head,
-                     "head_dim": c.head_dim, "intermediate_size": c.ffn_dim, "max_position_embeddings": c.max_len,
-                     "rms_norm_eps": c.norm_eps, "rope_theta": c.rope_theta, "rope_scaling": scaling, "hidden_act": "silu",
-                     "attention_bias": False}  # fmt: skip

@@ -30,7 +30,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-NOT_TASKS = ("demonstrations", "files", "math_answers", "pretrained_tokenizer", "sandbox", "tokenizer")
+NOT_TASKS = ("checkpoints", "demonstrations", "math_answers", "pretrained_tokenizer", "sandbox", "tokenizer")
 HELD_OUT_SHARE = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tiktoken
 
-from data.files import read_json
+from data.checkpoints import read_json
 from data.tokenizer import Tokenizer
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
