@@ -73,7 +73,7 @@ def boxed(text: str, boxes: list[re.Match]) -> str:
 
 
 def stated_after(text: str, to_line_end: bool) -> str:
-    text = text.lstrip(" \n\t*:=")
+    text = text.lstrip(" \n\t*:=")[: 2 * LONGEST_ANSWER]
     head, hope, _ = text.partition("I hope")
     if to_line_end:
         return text.partition("\n")[0].rstrip(" *.")
@@ -257,7 +257,9 @@ def read_item(tokens: list[str]) -> Value:
         return read_quantity(tokens)
     values = [read_item(part) for part in parts]
     if set(relations) == {"="}:
-        named = bool(NAME.fullmatch("".join(parts[0])))
+        is_name = [bool(NAME.fullmatch("".join(part))) for part in parts]
+        values = values[::-1] if is_name[-1] and len(parts) == 2 else values  # 5 = x
+        named = is_name[0] or is_name[-1] and len(parts) == 2
         *others, result = values[named:]
         if all(other.kind == result.kind == "number" and all(map(close, other.parts, result.parts)) for other in others):
             return Value(":=", (values[0], result)) if named else result  # x = 5; 2+3 = 5
