@@ -651,16 +651,17 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["gsm8k", "mbpp"])
 def test_real_tasks_from_files_by_the_real_scripts(name, tiny, tmp_path):
     """Both stages with LoRA on a random model, a kill and a resumption, the report, and what eval.py offers beside it."""
     numbers = {"train": range(700, 712), "test": range(20, 26)} if name == "mbpp" else {"train": range(12), "test": range(6)}
     for split, rows in numbers.items():
         (tmp_path / split).write_text("".join(json.dumps(FILES[name](i)) + "\n" for i in rows))
     words = [f"--preset={name}-laptop", f"--init={tiny}", f"--train_data={tmp_path}/train", f"--test_data={tmp_path}/test", *SHORT]
-    command = [sys.executable, ROOT / "train.py", *words, f"--out={tmp_path}", "--name=run"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     log = tmp_path / "run" / "metrics.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *words, f"--out={tmp_path}", "--name=run"], stdout=subprocess.DEVNULL
+    )
     while not (log.exists() and log.read_text().count("\n") >= 3):
         assert process.poll() is None
     process.kill()
@@ -677,18 +678,29 @@ def test_real_tasks_from_files_by_the_real_scripts(name, tiny, tmp_path):
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| stage2 | greedy |" in report and "could not be judged" in report
 
-    checkpoint = tmp_path / "run" / "stage2.pt"
+
+def test_what_eval_offers_for_real_tasks(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "correctness", lucky)
+    for split, rows in (("train", range(6, 12)), ("test", range(6))):
+        (tmp_path / split).write_text("".join(json.dumps(FILES["gsm8k"](i)) + "\n" for i in rows))
+    words = ["--task=gsm8k", f"--init={tiny}", f"--train_data={tmp_path}/train", f"--test_data={tmp_path}/test", *SHORT, "--lora=4"]
+    run_here(monkeypatch, *words, f"--out={tmp_path}", "--name=run")
 
     def evaluate(*more):
-        command = [sys.executable, ROOT / "eval.py", checkpoint, *more]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+        monkeypatch.setattr(sys, "argv", ["eval.py", str(tmp_path / "run" / "stage2.pt"), *more])
+        capsys.readouterr()
+        evaluation.main()
+        return capsys.readouterr().out
 
     shown = evaluate(f"--save={tmp_path}/wrong.jsonl", "--show=1")
-    assert shown.returncode == 0 and "--- attempt 2 (wrong)" in shown.stdout and "n = 6)" in shown.stdout, shown.stderr
-    repaired = evaluate(f"--repair={tmp_path}/wrong.jsonl", "--json")  # a random model's attempts are all wrong
-    assert json.loads(repaired.stdout)["n"] == 6 and json.loads(repaired.stdout)["acc_t1"] == 0, repaired.stderr
-    posed = evaluate("--problem=1+1")
-    assert posed.returncode == 1 and posed.stderr.count("\n") == 1 and "no problems that a person could type" in posed.stderr
+    assert "--- attempt 2 (wrong)" in shown and "n = 6)" in shown and "unparsable" in shown
+    repaired = json.loads(evaluate(f"--repair={tmp_path}/wrong.jsonl", "--json"))  # a random model's attempts are all wrong
+    assert repaired["n"] == 6 and repaired["acc_t1"] == 0
+    with pytest.raises(SystemExit, match="no problems that a person could type"):
+        evaluate("--problem=1+1")
+    (tmp_path / "wrong.jsonl").write_text(json.dumps({"prompt": "x", "answer": "1", "attempts": ["1", "1"], "right": [True, True]}))
+    with pytest.raises(SystemExit, match="nothing to repair"):
+        evaluate(f"--repair={tmp_path}/wrong.jsonl")
 
 
 def test_a_given_first_attempt_stands_in_the_place_of_turn_1(tiny, tmp_path, monkeypatch, capsys):
