@@ -257,9 +257,9 @@ def read_item(tokens: list[str]) -> Value:
         return read_quantity(tokens)
     values = [read_item(part) for part in parts]
     if set(relations) == {"="}:
-        is_name = [bool(NAME.fullmatch("".join(part))) for part in parts]
-        values = values[::-1] if is_name[-1] and len(parts) == 2 else values  # 5 = x
-        named = is_name[0] or is_name[-1] and len(parts) == 2
+        if len(parts) == 2 and NAME.fullmatch("".join(parts[1])):  # 5 = x
+            parts, values = parts[::-1], values[::-1]
+        named = bool(NAME.fullmatch("".join(parts[0])))
         *others, result = values[named:]
         if all(other.kind == result.kind == "number" and all(map(close, other.parts, result.parts)) for other in others):
             return Value(":=", (values[0], result)) if named else result  # x = 5; 2+3 = 5
@@ -313,8 +313,9 @@ def read_product(tokens: deque) -> Value:
 
 def read_power(tokens: deque) -> Value:
     """An atom with its sign, factorials and exponents; towers are folded from the right."""
-    if tokens and tokens[0] in ("+", "-"):
-        return read_power(tokens) if tokens.popleft() == "+" else negate(read_power(tokens))
+    negative = False
+    while tokens and tokens[0] in ("+", "-"):
+        negative ^= tokens.popleft() == "-"
     tower = [read_atom(tokens)]
     while tokens and tokens[0] in ("!", "^"):
         if tokens.popleft() == "!":
@@ -324,7 +325,7 @@ def read_power(tokens: deque) -> Value:
     value = tower.pop()
     while tower:
         value = lift(power, tower.pop(), value)
-    return value
+    return negate(value) if negative else value
 
 
 def read_argument(tokens: deque, one_digit: bool = False) -> Value:
@@ -345,12 +346,7 @@ def read_atom(tokens: deque) -> Value:
     if is_number(token):
         if tokens and tokens[0] == "_":
             return Value("base", (token, subscript(tokens)))
-        whole, _, repeated = token.replace(",", "").strip("}").partition(r"\overline")
-        cycle = repeated.strip(" {")
-        last_place = 10 ** len(whole.partition(".")[2])
-        return number(
-            Fraction(f"{whole}0" if cycle else whole) + (Fraction(int(cycle), 10 ** len(cycle) - 1) / last_place if cycle else 0)
-        )
+        return read_number(token)
     if token in OPENING:
         return read_brackets(token, tokens)
     if token in FUNCTIONS:
@@ -371,6 +367,14 @@ def read_atom(tokens: deque) -> Value:
             name += f"_{subscript(tokens)}" if tokens[0] == "_" else tokens.popleft()
         return variable(name)
     raise Unreadable
+
+
+def read_number(token: str) -> Value:
+    fixed, _, cycle = re.sub(r"[,\s{}]", "", token).partition(r"\overline")
+    if not cycle:
+        return number(Fraction(fixed))
+    ninths = Fraction(int(cycle), 10 ** len(cycle) - 1)  # 0.1666... is 0.1 and 6/9 of the last place
+    return number(Fraction(f"{fixed}0") + ninths / 10 ** len(fixed.partition(".")[2]))
 
 
 def subscript(tokens: deque) -> str:

@@ -75,7 +75,7 @@ EQUAL = [  # (answer, reference)
     (r"\frac{-1}{2}", r"-\frac{1}{2}"), (r"\frac1{10}", "0.1"), ("12.0", "12"), ("+7", "7"), ("012", "12"),
     (r"\frac{14}{3}", "14/3"), ("(5)", "5"),
     (r"1\frac{1}{4}", "1.25"), ("1 1/4", r"\frac{5}{4}"), (r"-1\frac{1}{4}", "-1.25"), (r"0.\overline{3}", "1/3"),
-    (r"12.\overline{54}", r"\frac{138}{11}"),
+    (r"0.1\overline{6}", "1/6"), (r".\overline{9}", "1"), ("--7", "7"), (r"12.\overline{54}", r"\frac{138}{11}"),
     (r"1.2 \times 10^5", "120000"), (r"9.0 \cdot 10^{-3}", "0.009"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("5.", "5"),
     # thousands, currency, percent, units, degrees
     ("1,000", "1000"), ("1{,}000", "1000"), (r"10,\!000", "10000"), ("1,234,567.5", "1234567.5"), (r"\$36", "36"),
@@ -303,7 +303,8 @@ ABUSE = {
     "fractions without braces": r"\frac" * 190 + "1" * 190,
     "functions": r"\sin" * 240 + "x",
     "functions with powers": r"\sin^" * 190 + "x",
-    "minus signs": "-" * 990 + "1",
+    "minus signs": "-" * 290 + "1",
+    "minus signs, more": "-" * 990 + "1",
     "bars": "|" * 990 + "1",
     "plus or minus": r"\pm" * 300 + "1",
     "plus or minus, few": r",".join([r"\pm 1 \pm 2 \pm 3"] * 60),
