@@ -10,6 +10,7 @@ else. A row may bring an "attempt", which turn 2 is then to repair.
 
 import ast
 import json
+import warnings
 
 from data import Problem, read_rows
 from data.sandbox import Job, program_in, run_tests
@@ -69,8 +70,10 @@ def read(path: str, split: str) -> list[Problem]:
 
 def used_of(code: str, tests: str) -> tuple[list[str], list[str]]:
     """What the tests use of the reference solution: functions and classes, which a program must have, and imports."""
-    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-    body = ast.parse(code).body
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of "\d" in the references, where a raw string is meant
+        used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+        body = ast.parse(code).body
     names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in used]
     imported = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
     return names, [ast.unparse(node) for node in imported if used & {a.asname or a.name.partition(".")[0] for a in node.names}]

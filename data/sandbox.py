@@ -1,10 +1,10 @@
 """Runs programs that a model wrote against tests. The programs are hostile: reinforcement learning finds every way to look right.
 
-The tests and the program never share a process. `run_tests` starts one harness per job, this file as a script. The harness reads
-the program, forks a child that locks itself in and runs it, and only then reads the tests, which it runs itself: each call of
-one of the program's functions goes to the child over a pipe and comes back as plain data, written anew on the tests' side. So
-what is compared is never the program's object, the program can neither see the tests nor end them, and the verdict travels on a
-pipe that the child has not got. Passing means that the last line of the tests was reached; the death of anybody is not a pass.
+The tests and the program never share a process. `run_tests` starts one harness per job. It reads the program, forks a child that
+locks itself in and runs it, and only then reads the tests, which it runs itself: each call of one of the program's functions goes
+to the child over a pipe and comes back as plain data, written anew on the tests' side. So what is compared is never the program's
+object, the program can neither see the tests nor end them, and the verdict travels on a pipe that the child has not got. Passing
+means that the last line of the tests was reached; the death of anybody is not a pass.
 
 The child, on Linux: no privileges, no new processes, threads or sockets (seccomp), namespaces of its own (no network, no other
 processes, a small file system in memory), files readable only where Python's library lies (Landlock), and limits on time,
@@ -63,8 +63,11 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
         return []
     check_machine(LAYERS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(workers or cores) as pool:
+    pool = ThreadPoolExecutor(workers or cores)
+    try:
         return [verdict for verdict, _ in pool.map(lambda job: judge(job, seconds), jobs)]
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for what runs, not for all that is queued
 
 
 def check_machine(layers: tuple[str, ...], checked: set = set()) -> None:  # noqa: B006 - remembers what it has checked
@@ -90,12 +93,17 @@ def judge(job: Job, seconds: float) -> tuple[str, str]:
     import subprocess
     import tempfile
 
-    command = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__)]
+    here, name = os.path.split(os.path.splitext(os.path.abspath(__file__))[0])
+    start = (
+        f"import sys; sys.path.append({here!r}); import {name}; sys.path.pop(); {name}.harness()"  # a script would not be cached
+    )
+    command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", start]
     kept = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}  # the rest may hold secrets
-    with tempfile.TemporaryDirectory(prefix="program-", ignore_cleanup_errors=True) as folder:
-        head = {"program": job.program, "prelude": job.prelude, "folder": folder, "seconds": seconds, "layers": LAYERS}
-        content = frame(head) + frame({"tests": job.tests, "names": job.names})
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    folder = tempfile.mkdtemp(prefix="program-")
+    head = {"program": job.program, "prelude": job.prelude, "folder": folder, "seconds": seconds, "layers": LAYERS}
+    content = frame(head) + frame({"tests": job.tests, "names": job.names})
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    try:
         with subprocess.Popen(command, **pipes, cwd=folder, env=kept, start_new_session=True) as harness:
             try:
                 out, err = harness.communicate(content, timeout=seconds + GRACE)
@@ -103,6 +111,11 @@ def judge(job: Job, seconds: float) -> tuple[str, str]:
                 return "timeout", ""
             finally:
                 harness.kill()
+    finally:
+        try:
+            os.rmdir(folder)
+        except OSError:  # only where nothing but limits held the program; folders in folders are too deep for shutil
+            subprocess.run(["rm", "-rf", folder], stderr=subprocess.DEVNULL)
     if harness.returncode == -signal.SIGALRM:
         return "timeout", ""
     verdict, _, missing = out.decode().partition(" without ")
@@ -318,7 +331,7 @@ def lock_in_and_serve(head: dict, requests: int, replies: int, null: int) -> Non
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     try:
-        library = hold_library() if os.geteuid() == 0 else 0
+        library = hold_library() if os.geteuid() == 0 else 2
         kept = sorted({2, requests, replies, library})
         for low, high in zip(kept, kept[1:] + [1024], strict=True):
             os.closerange(low + 1, high)
@@ -376,14 +389,14 @@ def isolate(folder: str, seconds: float, layers: list[str], pipes: tuple[int, in
         try:
             if linux and layer in layers:
                 return step(*args)
-        except (OSError, KeyError, AttributeError):
+        except (OSError, ValueError, AttributeError):
             pass
         missing.append(layer)
 
     ruleset = attempt("landlock", landlock_ruleset)
     if os.geteuid() == 0:
         try:  # root is not held by limits
-            os.chown(folder, 65534, 65534)
+            os.chmod(folder, 0o755)
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
@@ -396,11 +409,12 @@ def isolate(folder: str, seconds: float, layers: list[str], pipes: tuple[int, in
         libc("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
         libc("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))  # no capabilities: a namespace of one's own gives all
     limit("CPU", int(seconds) + 2)  # more than its time by the clock, which the harness watches
-    limit("FSIZE", 1 << 20 if private else 0)  # without a file system of its own it writes no files at all
+    limit("FSIZE", 1 << 20 if private else 0)  # without a file system of its own it fills no files at all
     limit("NPROC", 0)
     limit("NOFILE", 64)
     if ruleset:
-        landlock_allow(*ruleset, folder)
+        if private:
+            landlock_allow(*ruleset, folder)
         libc("syscall", 446, ruleset[0], 0)
         os.close(ruleset[0])
     attempt("seccomp", forbid_calls)
@@ -433,10 +447,12 @@ def enter_namespaces(folder: str, pipes: tuple[int, int]) -> bool:
     libc("unshare", 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000 | 0x08000000 | 0x04000000)  # user pid net mount ipc uts
     libc("prctl", 4, 1)  # PR_SET_DUMPABLE: or the next files are root's
     texts = {"self/setgroups": "deny", "self/gid_map": f"{gid} {gid} 1", "self/uid_map": f"{uid} {uid} 1"}
-    for name, text in {**texts, "sys/user/max_user_namespaces": "0"}.items():
+    for name, text in texts.items():
         with open(f"/proc/{name}", "w") as file:
             file.write(text)
     libc("mount", b"none", folder.encode(), b"tmpfs", 2 | 4, b"size=16m,nr_inodes=1000,mode=777")  # nosuid, nodev
+    if not any(path.startswith("/proc") for path in sys.path):  # /proc still shows the user's other processes: out of sight
+        libc("mount", b"none", b"/proc", b"tmpfs", 1, b"size=4k")  # read only
     libc("prctl", 1, signal.SIGKILL)
     child = os.fork()
     if child:
@@ -495,7 +511,3 @@ FORBIDDEN = {  # system calls: their numbers on x86_64 and aarch64 (-1: there is
     "seccomp": (317, 277), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
 }  # fmt: skip
-
-
-if __name__ == "__main__":
-    harness()
