@@ -160,7 +160,7 @@ UNEQUAL = [  # (answer, reference)
     ("1,1,2", "1,2,2"), (r"\{1,2\}", r"\{1,3\}"), ("(1,2),(3,4)", "(1,2),(4,3)"),
     ("(1,2,3)", "(1,2)"), (r"\emptyset", "0"), (r"(-\infty,-2) \cup (2,\infty)", r"(-\infty,-2) \cup [2,\infty)"),
     (r"1 \pm \sqrt{19}", r"1+\sqrt{19}"), (r"1 \pm \sqrt{19}", r"1 \pm \sqrt{17}"), (r"\infty", r"-\infty"),
-    (r"\langle 1,2\rangle", "[1,2]"), ("(1,2", "(1,2)"),
+    (r"\langle 1,2\rangle", "[1,2]"), ("(1,2", "(1,2)"), ("[5)", "5"), ("(5]", "5"),
     # matrices
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
