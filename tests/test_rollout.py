@@ -21,8 +21,7 @@ def end_often(model, tokenizer, push=3.0):
         model.norm.weight[:] = 1
     direction = torch.zeros(model.config.vocab_size)
     direction[tokenizer.end_id] = push
-    head = model.head
-    model.head = lambda hidden: head(hidden) + direction
+    model.lm_head.bias = torch.nn.Parameter(direction)
     return model
 
 
@@ -108,10 +107,13 @@ def test_samples_follow_the_distribution():
     """100,000 draws: each frequency within five standard errors of its probability."""
     log_probs = F.log_softmax(torch.tensor([2.0, 0.0, -1.0, 1.0]), -1)
     n = 100_000
-    tokens = pick(log_probs.expand(n, 4), 1.0, torch.Generator().manual_seed(0))
+    tokens, scores = pick(
+        log_probs.expand(n, 4), 1.0, torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     p = log_probs.exp()
     assert ((tokens.bincount(minlength=4) / n - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
-    assert (pick(log_probs.expand(9, 4), 0, None) == 0).all()
+    assert torch.allclose(scores, log_probs[tokens], atol=1e-6)
+    assert (pick(log_probs.expand(9, 4), 0, None)[0] == 0).all()
 
 
 def test_sampling_uses_its_generator_alone(small_gpt, tokenizer):
