@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import GPT, Attention, KVCache, LoRALinear, rope
+from model import GPT, Block, KVCache, LoRALinear, RMSNorm, rope
 from onednn import packed
 
 
@@ -25,8 +25,7 @@ def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Cal
     c, table = model.config, model.embed.weight
     H, G, D = c.n_kv_head, c.n_head // c.n_kv_head, c.head_dim  # each of H keys is shared by G queries
     width, rows = cache.data.shape[4], cache.data.shape[2]
-    blocks = [(block, *(laid_out(layer, rows) for layer in (block.attn.qkv, block.attn.out, block.mlp.up, block.mlp.down)))
-              for block in model.blocks]  # fmt: skip
+    blocks, final, head = [prepared(block, rows) for block in model.blocks], norm_of(model.norm), laid_out(model.lm_head, rows)
     columns = torch.arange(width, device=table.device)
     first = torch.arange(rows * H, device=table.device).view(rows, H) * width  # [B, H] where a head's keys begin in the cache
     if c.position == "rope":
@@ -34,6 +33,7 @@ def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Cal
 
     def step(ids: Tensor) -> Tensor:
         n, end = len(ids), cache.longest + 1
+        model.check_length(end)
         positions = cache.lengths[:n]  # [n]
         hide = torch.zeros(n, 1, 1, end, dtype=table.dtype, device=table.device)
         hide.masked_fill_((columns[:end] > positions[:, None])[:, None, None], -torch.inf)
@@ -44,10 +44,10 @@ def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Cal
             x = x + model.position(positions)
         else:
             turn = cos[positions], sin[positions]  # [n, 1, D] each
-        for layer, (block, qkv, out, up, down) in enumerate(blocks):
-            qk, v = qkv(block.attn_norm(x)).view(n, -1, D).split((H * G + H, H), dim=1)  # [n, H * G + H or H, D]
+        for layer, (attn_norm, qkv, qk_norm, out, mlp_norm, up, down) in enumerate(blocks):
+            qk, v = qkv(attn_norm(x)).view(n, -1, D).split((H * G + H, H), dim=1)  # [n, H * G + H or H, D]
             if c.qk_norm:
-                qk = normalised(qk, block.attn)
+                qk = qk_norm(qk)
             if c.position == "rope":
                 qk = torch.addcmul(qk * turn[0], qk.roll(D // 2, -1), turn[1])
             keys, values = cache.data[layer].flatten(1, 2)  # [B * H, width, D] each
@@ -55,22 +55,41 @@ def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Cal
             scores = torch.baddbmm(hide, qk[:, : H * G].reshape(n * H, G, D), keys[: n * H, :end].mT, alpha=D**-0.5)
             attended = torch.bmm(scores.softmax(-1), values[: n * H, :end])  # [n * H, G, D]
             x = x + out(attended.view(n, -1))
-            h = up(block.mlp_norm(x))
-            if block.mlp.gated:
+            h = up(mlp_norm(x))
+            if c.mlp == "swiglu":
                 gate, h = h.chunk(2, dim=-1)
                 x = x + down(F.silu(gate) * h)
             else:
                 x = x + down(F.gelu(h, approximate="tanh"))
-        return model.norm(x)
+        return final(x)
 
-    return step, laid_out(model.lm_head, rows)
+    return step, head
 
 
-def normalised(qk: Tensor, attn: Attention) -> Tensor:
-    """RMSNorm of each head of q and k [n, Hq + Hkv, D] in one pass; the two differ in their weights only."""
-    weights = [norm.weight.expand(heads, -1) for norm, heads in
-               ((attn.q_norm, attn.config.n_head), (attn.k_norm, attn.config.n_kv_head))]  # fmt: skip
-    return F.rms_norm(qk, qk.shape[-1:], None, attn.config.norm_eps) * torch.cat(weights).to(qk.dtype)
+def prepared(block: Block, rows: int) -> tuple[Callable[..., Tensor] | None, ...]:
+    """The parts of a block as functions, in the order in which `step` calls them."""
+    attn, mlp, qk_norm = block.attn, block.mlp, None
+    if attn.config.qk_norm:  # those of q and k differ in their weights only: one pass over the heads of both
+        weights = (attn.q_norm.weight.expand(attn.config.n_head, -1), attn.k_norm.weight.expand(attn.config.n_kv_head, -1))
+        qk_norm = rms_norm(torch.cat(weights), attn.config.norm_eps)
+    qkv, out, up, down = (laid_out(layer, rows) for layer in (attn.qkv, attn.out, mlp.up, mlp.down))
+    return norm_of(block.attn_norm), qkv, qk_norm, out, norm_of(block.mlp_norm), up, down
+
+
+def norm_of(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    return rms_norm(norm.weight, norm.eps) if isinstance(norm, RMSNorm) else norm
+
+
+def rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    """RMSNorm in four operations, where torch's takes seven on a CPU. x / rms(x) = x sqrt(D) / |x|, and eps as a leg of |x|."""
+    root = weight.shape[-1] ** 0.5
+    weight, leg = weight.float() * root, torch.tensor(root * eps**0.5, device=weight.device)
+
+    def normalise(x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x * (weight / torch.hypot(norm, leg))).to(x.dtype)
+
+    return normalise
 
 
 def laid_out(layer: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:

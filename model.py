@@ -235,16 +235,13 @@ class GPT(nn.Module):
         """
         T = ids.shape[1]
         end = T + (cache.longest if cache is not None else 0)
-        if end > self.config.max_len:
-            raise ValueError(
-                f"a sequence of {end} tokens is longer than max_len={self.config.max_len}: fewer turns or a smaller max_new fit"
-            )
+        self.check_length(end)
         steps = torch.arange(T, device=ids.device)
         positions, mask = steps[None], None  # [1, T]
         if cache is not None:
             positions = cache.lengths[: len(ids), None] + steps  # [B, T]
-            mask = torch.arange(end, device=ids.device) <= positions[:, :, None]  # [B, T, S]: each token sees its own past
-            mask = mask[:, None]  # [B, 1, T, S]
+            if cache.longest:  # else nothing is before these tokens, and causality is mask enough
+                mask = (torch.arange(end, device=ids.device) <= positions[:, :, None])[:, None]  # [B, 1, T, S] its own past
         x, angles = self.embed(ids), None  # [B, T, C]
         if self.config.position == "learned":
             x = x + self.position(positions)
@@ -256,6 +253,12 @@ class GPT(nn.Module):
             else:
                 x = block(x, layer, positions, angles, mask, cache)
         return self.norm(x)
+
+    def check_length(self, length: int) -> None:
+        if length > self.config.max_len:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than max_len={self.config.max_len}: fewer turns or a smaller max_new fit"
+            )
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., C]."""

@@ -107,6 +107,10 @@ def sample_dialogues(
     log_probs = torch.zeros(B, width, device=device)
     starts, stops = torch.zeros(2, B, turns, dtype=torch.long, device=device)  # where each turn's sampled tokens are
     ended = torch.zeros(B, turns, dtype=torch.bool, device=device)
+    # each row's own random numbers, drawn beforehand: neither the other rows nor their leaving decide what it samples
+    chance = torch.rand(B, turns, max_new, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device,
+                        generator=generator)  # fmt: skip
+    step, head = decoder(model, cache)
     order = rows = torch.arange(B, device=device)  # `speak` changes the order of the rows; this is how they came
     steps = torch.arange(max_new, device=device)
     for turn in range(turns):
@@ -115,7 +119,7 @@ def sample_dialogues(
         hidden = model.hidden(new_ids, cache)[rows, counts - 1]  # [B, C] at each row's last prompt token
         cache.advance(counts, cache.longest + new_ids.shape[1])
         starts[:, turn] = cache.lengths
-        tokens, scores, moved = speak(model, cache, hidden, max_new, end, temperature, generator)  # [B, max_new] twice, [B]
+        tokens, scores, moved = speak(step, head, cache, hidden, end, temperature, chance[order, turn])  # [B, max_new] twice, [B]
         ids, log_probs, starts, stops, ended, order = (t[moved] for t in (ids, log_probs, starts, stops, ended, order))
         over = tokens == end
         ended[:, turn] = over.any(1)
@@ -136,22 +140,18 @@ def sample_dialogues(
     return Rollout(ids, stops[:, -1], masks, log_probs, ended, texts)
 
 
-def speak(model: GPT, cache: KVCache, hidden: Tensor, max_new: int, end: int, temperature: float,
-          generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One turn: the tokens sampled after `hidden` [B, C] and their log-probs, [B, max_new] each, and the rows' new order [B].
+def speak(step, head, cache: KVCache, hidden: Tensor, end: int, temperature: float,
+          chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One turn: the tokens sampled after `hidden` [B, C] by `chance` [B, max_new], their log-probs, and the rows' new order [B].
 
-    Rows that have ended leave the batch: they change places with later ones that speak on, and the first n places go on. Each
-    row has random numbers of its own, drawn beforehand, so neither this nor the other rows decide what it samples. What
+    Rows that have ended leave the batch: they change places with later ones that speak on, and the first n places go on. What
     stands behind a row's first `end` means nothing, nor do the cache's lengths afterwards.
     """
-    B, device = hidden.shape[0], hidden.device
+    (B, max_new), device = chance.shape, hidden.device
     tokens = torch.full((B, max_new), end, device=device)
     scores = torch.zeros(B, max_new, device=device)
-    chance = torch.rand(B, max_new, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device,
-                        generator=generator)  # fmt: skip
     over = torch.zeros(B, dtype=torch.bool, device=device)
     rows, n = torch.arange(B, device=device), B  # the row that each place holds
-    step, head = decoder(model, cache)
     for i in range(max_new):
         token, scores[:n, i] = pick(head(hidden), temperature, chance[:n, i])
         tokens[:n, i] = token
