@@ -124,9 +124,8 @@ def rope(config: GPTConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair of x [B, T, H, D] by its position's angle, cos and sin [B or 1, T, 1, D]."""
-    half, cos, sin = x.shape[-1] // 2, cos.to(x.dtype), sin.to(x.dtype)
-    swap = torch.eye(2 * half, dtype=x.dtype, device=x.device).roll(half, 0)  # [D, D]: x @ swap exchanges the halves,
-    return x * cos + (x @ swap) * sin  # which on a CPU is cheaper than slicing and concatenating them
+    swapped = x.roll(x.shape[-1] // 2, -1)  # the halves exchanged
+    return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))
 
 
 def make_norm(config: GPTConfig, dim: int) -> nn.Module:
