@@ -1,4 +1,4 @@
-.PHONY: run test clean
+.PHONY: run test bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,9 @@ run: $(VENV)/ready
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
+
+bench: $(VENV)/ready
+	$(VENV)/bin/python experiments/bench.py
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.checkpoints import config_from, counterparts, description_of, read_json, tensors_in
+from onednn import linear
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ class KVCache:
     """Keys and values of each row's first `lengths[b]` tokens, without holes: rows grow at their own pace.
 
     A forward pass writes its T tokens behind each row's valid ones and leaves `lengths` alone; `advance` then says how
-    many of them count. What lies beyond is overwritten by the next pass, so right padding and finished rows cost nothing.
+    many of them count. What lies beyond is overwritten by the next pass, so right padding costs nothing. A pass of fewer
+    rows than the cache has continues its first rows: those that are to rest are put behind them by `swap`.
     """
 
     def __init__(self, config: GPTConfig, batch: int, max_len: int, device=None, dtype=None):
-        shape = (config.n_layer, 2, batch, max_len, config.n_kv_head, config.head_dim)
+        shape = (config.n_layer, 2, batch, config.n_kv_head, max_len, config.head_dim)
         self.data = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # [B]
         self.longest = 0  # host copy of lengths.max(), so that no step waits for the device
@@ -78,13 +80,19 @@ class KVCache:
         self.lengths = self.lengths + counts
         self.longest = longest
 
+    def swap(self, a: Tensor, b: Tensor) -> None:
+        """Rows a [n] and rows b [n] change places."""
+        new, old = torch.cat((a, b)), torch.cat((b, a))
+        self.data[:, :, new, :, : self.longest] = self.data[:, :, old, :, : self.longest]
+        self.lengths[new] = self.lengths[old]
+
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v [B, T, Hkv, D] at `positions` [B, T]; returns all keys and values so far, [B, S, Hkv, D] each."""
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        keys, values = self.data[layer]
-        keys[rows, positions], values[rows, positions] = k.to(keys.dtype), v.to(keys.dtype)
-        end = self.longest + k.shape[1]
-        return keys[:, :end], values[:, :end]
+        """Stores k, v [B, Hkv, T, D] at `positions` [B, T]; returns all keys and values so far, [B, Hkv, S, D] each."""
+        rows, end = torch.arange(len(k), device=k.device)[:, None], self.longest + k.shape[2]
+        keys, values = self.data[layer, :, : len(k), :, :end]
+        for stored, new in ((keys, k), (values, v)):
+            stored.transpose(1, 2)[rows, positions] = new.transpose(1, 2).to(stored.dtype)
+        return keys, values
 
 
 @functools.lru_cache
@@ -116,9 +124,8 @@ def rope(config: GPTConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair of x [B, T, H, D] by its position's angle, cos and sin [B or 1, T, 1, D]."""
-    half, cos, sin = x.shape[-1] // 2, cos.to(x.dtype), sin.to(x.dtype)
-    swap = torch.eye(2 * half, dtype=x.dtype, device=x.device).roll(half, 0)  # [D, D]: x @ swap exchanges the halves,
-    return x * cos + (x @ swap) * sin  # which on a CPU is cheaper than slicing and concatenating them
+    swapped = x.roll(x.shape[-1] // 2, -1)  # the halves exchanged
+    return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))
 
 
 def make_norm(config: GPTConfig, dim: int) -> nn.Module:
@@ -134,13 +141,18 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.q_dim, self.kv_dim = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-        self.qkv = nn.Linear(config.dim, self.q_dim + 2 * self.kv_dim, bias=config.bias or config.qkv_bias)
-        self.out = nn.Linear(self.q_dim, config.dim, bias=config.bias)
+        self.qkv = Linear(config.dim, self.q_dim + 2 * self.kv_dim, bias=config.bias or config.qkv_bias)
+        self.out = Linear(self.q_dim, config.dim, bias=config.bias)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
@@ -155,9 +167,9 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T, D]
         if cache is not None:
-            k, v = cache.write(layer, k, v, positions)  # [B, S, Hkv, D]
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T or S, D]
+            k, v = cache.write(layer, k, v, positions)  # [B, Hkv, S, D]
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=c.n_kv_head < c.n_head
         )  # [B, H, T, D]
@@ -168,8 +180,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.gated = config.mlp == "swiglu"
-        self.up = nn.Linear(config.dim, config.ffn_dim * (2 if self.gated else 1), bias=config.bias)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=config.bias)
+        self.up = Linear(config.dim, config.ffn_dim * (2 if self.gated else 1), bias=config.bias)
+        self.down = Linear(config.ffn_dim, config.dim, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -200,7 +212,7 @@ class GPT(nn.Module):
             self.position = nn.Embedding(config.max_len, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config, config.dim)
-        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.embed.weight
         self.recompute = False  # True: blocks keep only their input for the backward pass and are run again there
@@ -222,16 +234,13 @@ class GPT(nn.Module):
         """
         T = ids.shape[1]
         end = T + (cache.longest if cache is not None else 0)
-        if end > self.config.max_len:
-            raise ValueError(
-                f"a sequence of {end} tokens is longer than max_len={self.config.max_len}: fewer turns or a smaller max_new fit"
-            )
+        self.check_length(end)
         steps = torch.arange(T, device=ids.device)
         positions, mask = steps[None], None  # [1, T]
         if cache is not None:
-            positions = cache.lengths[:, None] + steps  # [B, T]
-            mask = torch.arange(end, device=ids.device) <= positions[:, :, None]  # [B, T, S]: each token sees its own past
-            mask = mask[:, None]  # [B, 1, T, S]
+            positions = cache.lengths[: len(ids), None] + steps  # [B, T]
+            if cache.longest:  # else nothing is before these tokens, and causality is mask enough
+                mask = (torch.arange(end, device=ids.device) <= positions[:, :, None])[:, None]  # [B, 1, T, S] its own past
         x, angles = self.embed(ids), None  # [B, T, C]
         if self.config.position == "learned":
             x = x + self.position(positions)
@@ -243,6 +252,12 @@ class GPT(nn.Module):
             else:
                 x = block(x, layer, positions, angles, mask, cache)
         return self.norm(x)
+
+    def check_length(self, length: int) -> None:
+        if length > self.config.max_len:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than max_len={self.config.max_len}: fewer turns or a smaller max_new fit"
+            )
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., C]."""
@@ -315,9 +330,11 @@ class LoRALinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(self.weight.shape[0], rank, device=self.weight.device))
         nn.init.normal_(self.lora_a, std=self.weight.shape[1] ** -0.5)
 
+    def update(self, x: Tensor) -> Tensor:
+        return self.SCALE * linear(linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+
     def forward(self, x: Tensor) -> Tensor:
-        update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
-        return F.linear(x, self.weight, self.bias) + self.SCALE * update
+        return linear(x, self.weight, self.bias) + self.update(x)
 
 
 def add_lora(model: GPT, rank: int) -> GPT:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
+from decode import decoder
 from model import GPT, KVCache
 
 
@@ -66,15 +67,19 @@ def right_pad(rows: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor([len(row) for row in rows], device=device)
 
 
-def pick(log_probs: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One token a row [B] from log-probs [B, V]: the likeliest at temperature 0, else a sample.
+def pick(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row [n] from logits [n, V], and its log-prob [n]: the likeliest at temperature 0, else a sample.
 
-    argmax(p / Exponential(1) noise) is an exact sample of p, and unlike `multinomial` waits for no check on the device.
+    The sample is where 1 - chance, `chance` [n] being uniform on [0, 1), falls on the line of cumulated probabilities: one
+    random number a row, however large V is. In float64 where there is one, as rounding would swallow rare tokens of a large V.
     """
+    probs = (logits.float() / (temperature or 1.0)).softmax(-1)
     if temperature == 0:
-        return log_probs.argmax(-1)
-    noise = torch.empty_like(log_probs).exponential_(generator=generator)
-    return (log_probs.exp() / noise).argmax(-1)
+        tokens = probs.argmax(-1, keepdim=True)  # [n, 1]
+    else:
+        line = probs.cumsum(-1, dtype=chance.dtype)  # [n, V]
+        tokens = torch.searchsorted(line, (1 - chance[:, None]) * line[:, -1:])  # never a token of probability 0
+    return tokens[:, 0], probs.gather(1, tokens)[:, 0].log()
 
 
 @torch.no_grad()
@@ -95,54 +100,85 @@ def sample_dialogues(
     prompt may hold whole turns already (a forced first attempt). The model's log-probs are those of logits / temperature,
     which the loss divides by the same.
     """
-    device, B = model.embed.weight.device, len(prompts)
-    end = tokenizer.end_id
-    scale = temperature or 1.0
-    new_ids, new_counts = right_pad(prompts, end, device)  # [B, T], [B]
-    width = new_ids.shape[1] + turns * max_new + (turns - 1) * (len(follow_up) + 1)
+    device, B, end = model.embed.weight.device, len(prompts), tokenizer.end_id
+    width = max(map(len, prompts)) + turns * max_new + (turns - 1) * (len(follow_up) + 1)
+    cache = KVCache(model.config, B, width, device, model.embed.weight.dtype)
     ids = torch.full((B, width), end, device=device)
     log_probs = torch.zeros(B, width, device=device)
+    starts, stops = torch.zeros(2, B, turns, dtype=torch.long, device=device)  # where each turn's sampled tokens are
     ended = torch.zeros(B, turns, dtype=torch.bool, device=device)
-    spans = []  # per turn: where each row's sampled tokens begin and end, [B] both
-    cache = KVCache(model.config, B, width, device, model.embed.weight.dtype)
-    rows = torch.arange(B, device=device)
+    # each row's own random numbers, drawn beforehand: neither the other rows nor their leaving decide what it samples
+    chance = torch.rand(B, turns, max_new, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device,
+                        generator=generator)  # fmt: skip
+    step, head = decoder(model, cache)
+    order = rows = torch.arange(B, device=device)  # `speak` changes the order of the rows; this is how they came
+    steps = torch.arange(max_new, device=device)
     for turn in range(turns):
-        if turn > 0:
-            closed = ended[:, turn - 1].tolist()
-            new_ids, new_counts = right_pad([follow_up if e else [end, *follow_up] for e in closed], end, device)
-        columns = cache.lengths[:, None] + torch.arange(new_ids.shape[1], device=device)
-        ids[rows[:, None], columns] = new_ids  # a shorter row's padding is overwritten by what it samples
-        hidden = model.hidden(new_ids, cache)[rows, new_counts - 1]  # [B, C] at each row's last prompt token
-        cache.advance(new_counts, cache.longest + new_ids.shape[1])
-        start = cache.lengths
-        alive = torch.ones(B, dtype=torch.bool, device=device)
-        for _ in range(max_new):
-            step_log_probs = F.log_softmax(model.head(hidden).float() / scale, dim=-1)  # [B, V]
-            token = torch.where(alive, pick(step_log_probs, temperature, generator), end)  # [B]
-            here = cache.lengths  # [B] where each row's next token stands
-            ids[rows, here] = token
-            log_probs[rows, here] = torch.where(alive, step_log_probs[rows, token], 0.0)
-            # A row that has ended computes on, but its length stays: what it writes is overwritten or padding.
-            hidden = model.hidden(token[:, None], cache)[:, 0]
-            cache.advance(alive.long(), cache.longest + 1)
-            ended[:, turn] |= alive & (token == end)
-            alive = alive & (token != end)
-            if not alive.any():
-                break
-        spans.append((start, cache.lengths))
+        new_ids, counts = right_pad(prompts, end, device)  # [B, T], [B]
+        ids[rows[:, None], cache.lengths[:, None] + torch.arange(new_ids.shape[1], device=device)] = new_ids
+        hidden = model.hidden(new_ids, cache)[rows, counts - 1]  # [B, C] at each row's last prompt token
+        cache.advance(counts, cache.longest + new_ids.shape[1])
+        starts[:, turn] = cache.lengths
+        tokens, scores, moved = speak(step, head, cache, hidden, end, temperature, chance[order, turn])  # [B, max_new] twice, [B]
+        ids, log_probs, starts, stops, ended, order = (t[moved] for t in (ids, log_probs, starts, stops, ended, order))
+        over = tokens == end
+        ended[:, turn] = over.any(1)
+        counts = torch.where(ended[:, turn], over.int().argmax(1) + 1, max_new)
+        said, columns = steps < counts[:, None], starts[:, turn, None] + steps  # [B, max_new]
+        ids[rows[:, None], columns] = torch.where(said, tokens, end)
+        log_probs[rows[:, None], columns] = torch.where(said, scores, 0.0)
+        stops[:, turn] = starts[:, turn] + counts
+        cache.lengths = stops[:, turn] - 1  # the last token was not fed to the model: it comes before the next prompt
         cache.longest = int(cache.lengths.max())
-    columns = torch.arange(cache.longest, device=device)
-    masks = torch.stack([(columns >= start[:, None]) & (columns < stop[:, None]) for start, stop in spans])  # [K, B, T]
-    ids = ids[:, : cache.longest]
-    texts = decode_spans(tokenizer, ids, spans, end)
-    return Rollout(ids, cache.lengths, masks, log_probs[:, : cache.longest], ended, texts)
+        last = tokens.gather(1, counts[:, None] - 1)[:, 0].tolist()
+        prompts = [[i, *follow_up] if i == end else [i, end, *follow_up] for i in last]
+    ids, log_probs, starts, stops, ended = (t[order.argsort()] for t in (ids, log_probs, starts, stops, ended))
+    columns = torch.arange(cache.longest + 1, device=device)
+    masks = (columns >= starts.T[:, :, None]) & (columns < stops.T[:, :, None])  # [K, B, T]
+    ids, log_probs = ids[:, : len(columns)], log_probs[:, : len(columns)]
+    texts = decode_spans(tokenizer, ids, starts, stops, end)
+    return Rollout(ids, stops[:, -1], masks, log_probs, ended, texts)
 
 
-def decode_spans(tokenizer: Tokenizer, ids: Tensor, spans: list[tuple[Tensor, Tensor]], end: int) -> list[list[str]]:
-    """The text of each row's turns [B][K] without the end-of-turn token. Only rewards and people read it."""
-    rows = ids.tolist()
-    bounds = [list(zip(start.tolist(), stop.tolist(), strict=True)) for start, stop in spans]  # [K][B]
+def speak(step, head, cache: KVCache, hidden: Tensor, end: int, temperature: float,
+          chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One turn: the tokens sampled after `hidden` [B, C] by `chance` [B, max_new], their log-probs, and the rows' new order [B].
+
+    Rows that have ended leave the batch: they change places with later ones that speak on, and the first n places go on. What
+    stands behind a row's first `end` means nothing, nor do the cache's lengths afterwards.
+    """
+    (B, max_new), device = chance.shape, hidden.device
+    tokens = torch.full((B, max_new), end, device=device)
+    scores = torch.zeros(B, max_new, device=device)
+    over = torch.zeros(B, dtype=torch.bool, device=device)
+    rows, n = torch.arange(B, device=device), B  # the row that each place holds
+    for i in range(max_new):
+        token, scores[:n, i] = pick(head(hidden), temperature, chance[:n, i])
+        tokens[:n, i] = token
+        over[:n] |= token == end
+        if i + 1 == max_new:
+            break
+        if device.type == "cpu" or i % 8 == 7:  # elsewhere looking means waiting for the device
+            speaking = n - int(over[:n].sum())
+            if speaking == 0:
+                break
+            fewer = min(n, -(-speaking // 8) * 8)  # few different shapes: libraries prepare for each
+            if fewer < n:
+                late = (~over[fewer:n]).nonzero()[:, 0] + fewer
+                free = over[:fewer].nonzero()[: len(late), 0]
+                new, old = torch.cat((free, late)), torch.cat((late, free))
+                for t in (tokens, scores, chance, over, rows):
+                    t[new] = t[old]
+                cache.swap(free, late)
+                token, n = tokens[:fewer, i], fewer
+        hidden = step(token)
+        cache.advance(1, cache.longest + 1)
+    return tokens, scores, rows
+
+
+def decode_spans(tokenizer: Tokenizer, ids: Tensor, starts: Tensor, stops: Tensor, end: int) -> list[list[str]]:
+    """The text of each row's turns [B][K], from starts to stops [B, K], without the end-of-turn token: for rewards and people."""
     return [
-        [tokenizer.decode([i for i in row[a:b] if i != end]) for a, b in turns]
-        for row, turns in zip(rows, zip(*bounds, strict=True), strict=True)
+        [tokenizer.decode([i for i in row[a:b] if i != end]) for a, b in zip(*bounds, strict=True)]
+        for row, *bounds in zip(ids.tolist(), starts.tolist(), stops.tolist(), strict=True)
     ]

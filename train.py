@@ -33,6 +33,7 @@ from random import Random
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from data import Problem, load_task, train_problems
@@ -302,7 +303,40 @@ def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: s
 # ------------------------------------------------------------------------------------------------------ the losses
 
 
-LOGITS_AT_ONCE = 2**25  # numbers in a chunk of logits: 128 MiB; a toy batch is one chunk
+LOGITS_AT_ONCE = 2**24  # numbers in a chunk of logits: 64 MiB; a toy batch is one chunk
+
+
+class Scores(torch.autograd.Function):
+    """Log-prob of the target, KL(policy || reference) and entropy [n] of each row of logits [n, V], and the gradient of the
+    first two. Written out, it keeps two tensors of the logits' size for the backward pass, and autograd four."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, reference_logits: Tensor, targets: Tensor):
+        log_probs = F.log_softmax(logits, dim=-1)
+        ratio = F.log_softmax(reference_logits, dim=-1).sub_(log_probs).neg_()  # log(p / q)
+        probs = log_probs.exp()
+        kl = torch.linalg.vecdot(probs, ratio)
+        entropy = -torch.linalg.vecdot(probs, log_probs)
+        ctx.save_for_backward(probs, ratio, kl, targets)
+        ctx.mark_non_differentiable(entropy)
+        return log_probs.gather(1, targets[:, None])[:, 0], kl, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, for_log_prob: Tensor, for_kl: Tensor, _):
+        """d log p_t / d logit_v = [v = t] - p_v   and   d KL / d logit_v = p_v (log(p_v / q_v) - KL)."""
+        probs, ratio, kl, targets = ctx.saved_tensors
+        grad = (ratio - kl[:, None]).mul_(for_kl[:, None]).sub_(for_log_prob[:, None]).mul_(probs)
+        return grad.scatter_add_(1, targets[:, None], for_log_prob[:, None]), None, None
+
+
+def in_chunks(score, vocab_size: int, *tensors: Tensor):
+    """`score` of tensors [N, ...], applied to so many rows at once that their logits fit, and recomputed in the backward pass."""
+    size = max(1, LOGITS_AT_ONCE // vocab_size)
+    if len(tensors[0]) <= size:
+        return score(*tensors)
+    chunks = zip(*(t.split(size) for t in tensors), strict=True)
+    return tuple(map(torch.cat, zip(*(checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks), strict=True)))
 
 
 def token_scores(model: GPT, reference: GPT, ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -317,18 +351,11 @@ def token_scores(model: GPT, reference: GPT, ids: Tensor, mask: Tensor, temperat
         reference_hidden = reference.hidden(inputs)[mask]
 
     def score(hidden, reference_hidden, targets):
-        log_probs = F.log_softmax(model.head(hidden).float() / temperature, dim=-1)  # [n, V]
         with torch.no_grad():
-            reference_log_probs = F.log_softmax(reference.head(reference_hidden).float() / temperature, dim=-1)
-        probs = log_probs.exp()
-        kl = (probs * (log_probs - reference_log_probs)).sum(-1)
-        return log_probs.gather(1, targets[:, None])[:, 0], kl, -(probs * log_probs).detach().sum(-1)
+            reference_logits = reference.head(reference_hidden).float() / temperature
+        return Scores.apply(model.head(hidden).float() / temperature, reference_logits, targets)  # of [n, V] each
 
-    size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    if len(hidden) <= size:
-        return score(hidden, reference_hidden, targets)
-    chunks = zip(hidden.split(size), reference_hidden.split(size), targets.split(size), strict=True)
-    return tuple(map(torch.cat, zip(*(checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks), strict=True)))
+    return in_chunks(score, model.config.vocab_size, hidden, reference_hidden, targets)
 
 
 def policy_loss(model: GPT, reference: GPT, batch: dict, betas, temperature: float, rows: int) -> tuple[Tensor, dict]:
@@ -355,8 +382,12 @@ def policy_loss(model: GPT, reference: GPT, batch: dict, betas, temperature: flo
 def supervised_loss(model: GPT, batch: dict, tokens: int) -> Tensor:
     """Cross-entropy over the taught tokens; `tokens` is their number in the whole batch."""
     mask = batch["masks"][:, 0, 1:]
-    logits = model.head(model.hidden(batch["ids"][:, :-1])[mask])  # [N, V]
-    return F.cross_entropy(logits.float(), batch["ids"][:, 1:][mask], reduction="sum") / tokens
+    hidden, targets = model.hidden(batch["ids"][:, :-1])[mask], batch["ids"][:, 1:][mask]  # [N, C], [N]
+
+    def score(hidden, targets):
+        return (F.cross_entropy(model.head(hidden).float(), targets, reduction="none"),)
+
+    return in_chunks(score, model.config.vocab_size, hidden, targets)[0].sum() / tokens
 
 
 # ------------------------------------------------------------------------------------------------------ the loop

@@ -223,6 +223,41 @@ def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, mo
     assert [shape for shape in kept if shape == (n, V)]  # the check above can fail
 
 
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Numbers in the largest tensor that any operation makes, forward and backward."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for t in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(t, torch.Tensor):
+                self.numbers = max(self.numbers, t.numel())
+        return made
+
+
+@pytest.mark.parametrize("kind", ["policy", "supervised"])
+def test_no_tensor_of_all_logits_is_ever_made(kind, monkeypatch):
+    """At a vocabulary of 5,000 an update makes nothing larger than a chunk of logits or the embedding itself."""
+    big = GPTConfig(vocab_size=5000, n_layer=1, n_head=1, n_kv_head=1, dim=8, head_dim=8, ffn_dim=8, max_len=64)
+    model, reference, batch = GPT(big), GPT(big).requires_grad_(False), random_batch()
+    batch = {name: t.repeat(4, *[1] * (t.ndim - 1)) for name, t in batch.items()}  # [28, 11]: 1.5 M logits
+    monkeypatch.setattr(train, "LOGITS_AT_ONCE", 50_000)
+
+    def largest(chunk):
+        monkeypatch.setattr(train, "LOGITS_AT_ONCE", chunk)
+        with Largest() as mode:
+            if kind == "policy":
+                policy_loss(model, reference, batch, (0.2, 0.1), 1.0, 28)[0].backward()
+            else:
+                supervised_loss(model, batch | {"masks": batch["masks"].any(1, keepdim=True)}, 100).backward()
+        return mode.numbers
+
+    assert largest(50_000) <= 50_000
+    sampled = int((batch["masks"][:, :, 1:].any(1) if kind == "policy" else batch["masks"].any(1)[:, 1:]).sum())
+    assert largest(10**9) == 5000 * sampled < 28 * 10 * 5000  # the check can fail; prompts and padding have no logits even so
+
+
 def test_rollouts_of_one_problem_stand_together_and_are_compared(small_gpt, tokenizer, monkeypatch):
     """With 4 samples a problem, 4 rows share a prompt, and leave-one-out advantages of one problem add up to nothing."""
     c = Config(batch=12, samples_per_problem=4, baseline="rloo", max_new=3)

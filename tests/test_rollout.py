@@ -1,8 +1,14 @@
 """Sampling: masks, log-probs, ends of turns, batches. T1 and T2 of the classic bugs live here."""
 
+import itertools
+from collections import Counter
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 
+import rollout as rollout_module
+from model import GPT, GPTConfig
 from rollout import concatenate, pick, sample_dialogues
 
 PROBLEMS = ("8/2", "9184/7", "42/6", "123456/8")  # prompts of different lengths
@@ -21,8 +27,7 @@ def end_often(model, tokenizer, push=3.0):
         model.norm.weight[:] = 1
     direction = torch.zeros(model.config.vocab_size)
     direction[tokenizer.end_id] = push
-    head = model.head
-    model.head = lambda hidden: head(hidden) + direction
+    model.lm_head.bias = torch.nn.Parameter(direction)
     return model
 
 
@@ -98,6 +103,91 @@ def test_greedy_is_the_plain_loop_without_cache(small_gpt, tokenizer):
         assert rollout.row(b) == ids
 
 
+MANY = [f"{1000 + 37 * i}/{i % 9 + 1}" for i in range(40)] + list(PROBLEMS)
+
+
+def test_rows_that_leave_the_batch_change_nothing(small_gpt, tokenizer):
+    """44 rows that end at all times: each is what it is in a batch of its own random numbers in which no row ever leaves."""
+    model, prompts = end_often(small_gpt(), tokenizer, push=5.0), [tokenizer.user_turn(p) for p in MANY]
+    rollout = sample(model, tokenizer, turns=3, problems=MANY)
+    assert len(set(rollout.masks.sum(-1).flatten().tolist())) > 6 and len(set(rollout.lengths.tolist())) > 9
+    chance = torch.rand(len(MANY), 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    end = tokenizer.end_id
+    with torch.no_grad():
+        for b, ids in enumerate(prompts):
+            for turn in range(3):
+                if turn:
+                    ids = [*ids, *([] if ids[-1] == end else [end]), *tokenizer.user_turn("check")]
+                for i in range(9):
+                    token, log_prob = pick(model(torch.tensor([ids]))[:, -1], 1.0, chance[b, turn, i : i + 1])
+                    assert abs(rollout.log_probs[b, len(ids)] - log_prob) < 1e-4
+                    ids = [*ids, int(token)]
+                    if ids[-1] == end:
+                        break
+            assert rollout.row(b) == ids
+
+
+def counted(monkeypatch):
+    """Positions that the model computes: the list that a rollout fills with (rows, columns) of each pass."""
+    passes, hidden, decoder = [], GPT.hidden, rollout_module.decoder
+
+    def count(function):
+        return lambda ids: passes.append((len(ids), 1)) or function(ids)
+
+    monkeypatch.setattr(GPT, "hidden", lambda self, ids, cache=None: passes.append(tuple(ids.shape)) or hidden(self, ids, cache))
+    monkeypatch.setattr(rollout_module, "decoder", lambda *args: (count((pair := decoder(*args))[0]), pair[1]))
+    return passes
+
+
+def test_rows_that_have_ended_cost_nothing(small_gpt, tokenizer, monkeypatch):
+    """A pass has so many rows as still speak, rounded up to a multiple of 8."""
+    passes = counted(monkeypatch)
+    rollout = sample(end_often(small_gpt(), tokenizer, push=5.0), tokenizer, problems=MANY, turns=2)
+    spoken = rollout.masks.sum(-1)  # [K, B]
+    expected = []
+    for turn in range(2):
+        speaking = [int((spoken[turn] > i).sum()) for i in range(1, 9)]
+        expected += [-(-n // 8) * 8 for n in speaking if n]
+    assert len(set(expected)) > 3
+    assert [min(rows, 44) for rows, columns in passes if columns == 1] == [min(n, 44) for n in expected]
+
+
+def test_no_position_is_computed_twice(small_gpt, tokenizer, monkeypatch):
+    """Every token is fed to the model once, but the last, which nothing follows."""
+    passes = counted(monkeypatch)
+    rollout = sample(end_often(small_gpt(), tokenizer, push=-100.0), tokenizer, problems=["123/4", "987/3"], turns=3)
+    assert sum(rows * columns for rows, columns in passes) == int(rollout.lengths.sum()) - 2
+
+
+def test_sampled_dialogues_have_their_probabilities():
+    """Every dialogue of two turns of up to two tokens over a vocabulary of four: chi-square of 40,000 samples, fixed seed."""
+    torch.manual_seed(2)
+    model = GPT(GPTConfig(vocab_size=4, n_layer=1, n_head=1, n_kv_head=1, dim=8, head_dim=8, ffn_dim=8, max_len=16))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    end, n = 0, 40_000
+    attempts = [(end,), *itertools.product((1, 2, 3), range(4))]
+    dialogues = list(itertools.product(attempts, attempts))
+    rows, masks = [], []
+    for first, second in dialogues:
+        middle = [3] if first[-1] == end else [end, 3]
+        rows.append([1, 2, *first, *middle, *second])
+        masks.append([False] * 2 + [True] * len(first) + [False] * len(middle) + [True] * len(second))
+    expected = []
+    with torch.no_grad():
+        for row, mask in zip(rows, masks, strict=True):
+            log_probs = F.log_softmax(model(torch.tensor([row]))[0], -1)
+            expected.append(sum(log_probs[i - 1, row[i]] for i in range(len(row)) if mask[i]).exp().item())
+    assert abs(sum(expected) - 1) < 1e-5
+    stand_in = SimpleNamespace(end_id=end, decode=lambda ids: "")
+    rollout = sample_dialogues(model, stand_in, [[1, 2]] * n, [3], 2, 2, 1.0, torch.Generator().manual_seed(0))
+    found = Counter(tuple(rollout.row(b)) for b in range(n))
+    assert found.keys() <= {tuple(row) for row in rows}
+    chi_square = sum((found[tuple(row)] - n * p) ** 2 / (n * p) for row, p in zip(rows, expected, strict=True))
+    freedom = len(rows) - 1
+    assert abs(chi_square - freedom) < 4 * (2 * freedom) ** 0.5  # mean and variance of chi-square: freedom, 2 * freedom
+
+
 def test_rows_that_never_end_are_cut(small_gpt, tokenizer):
     rollout = sample(end_often(small_gpt(), tokenizer, push=-100.0), tokenizer, max_new=5)
     assert not rollout.ended.any()
@@ -108,10 +198,13 @@ def test_samples_follow_the_distribution():
     """100,000 draws: each frequency within five standard errors of its probability."""
     log_probs = F.log_softmax(torch.tensor([2.0, 0.0, -1.0, 1.0]), -1)
     n = 100_000
-    tokens = pick(log_probs.expand(n, 4), 1.0, torch.Generator().manual_seed(0))
+    tokens, scores = pick(
+        log_probs.expand(n, 4), 1.0, torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     p = log_probs.exp()
     assert ((tokens.bincount(minlength=4) / n - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
-    assert (pick(log_probs.expand(9, 4), 0, None) == 0).all()
+    assert torch.allclose(scores, log_probs[tokens], atol=1e-6)
+    assert (pick(log_probs.expand(9, 4), 0, None)[0] == 0).all()
 
 
 def test_sampling_uses_its_generator_alone(small_gpt, tokenizer):
