@@ -42,7 +42,7 @@ from data import Problem, load_task, train_problems
 from data.demonstrations import demonstration
 from data.pretrained_tokenizer import read_tokenizer
 from data.tokenizer import CORRECTION_REQUEST, Tokenizer, build_tokenizer
-from model import GPT, GPTConfig, add_lora, without_lora
+from model import GPT, GPTConfig, add_lora, gathered, is_sharded, scattered, shard, whole, without_lora
 from rewards import correctness, turn_returns, turn_rewards
 from rollout import Rollout, concatenate, right_pad, sample_dialogues
 
@@ -235,7 +235,7 @@ def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model
 def rollouts(c: Config, task, tokenizer: Tokenizer, model: GPT, problems: list[Problem], turns: int, seed: int,
              first: GPT | None = None) -> Rollout:  # fmt: skip
     """Dialogues sampled from the model at the training temperature; with `first`, that model makes the first attempts."""
-    model = whole(c, model)
+    model = whole(model)
     generator = torch.Generator(model.embed.weight.device).manual_seed(seed + rank())
     request = tokenizer.user_turn(request_of(task), first=False)
     prompts = [tokenizer.user_turn(p.prompt) for p in problems]
@@ -482,7 +482,7 @@ def train(c: Config, state: dict) -> None:
             save(folder / "base.pt", checkpoint_of(c, model, {}))
     model.recompute = c.recompute
     if c.shard:
-        shard(c, model, device, state.get("model", {}))
+        shard(model, device, state.get("model", {}))
     masters = master_weights(model, state.get("model", {}))
     if not state:
         save(folder / "last.pt", last_of(c, model, masters, 0, 0, {}, 0.0, []))
@@ -496,7 +496,7 @@ def train(c: Config, state: dict) -> None:
         if stage.weights is not None and reference is None:
             reference = without_lora(model) if c.lora else load_model(folder / "base.pt", home)[0].requires_grad_(False)
             if c.shard:
-                shard(c, reference, device)
+                shard(reference, device)
         pace = time.time()
         for step in range(first, stage.steps):
             betas, key, shown = betas_of(c, stage, row), (index, step), None
@@ -534,7 +534,7 @@ def train(c: Config, state: dict) -> None:
             log_step(c, folder, stage, step, row, seconds, (time.time() - pace) / (step + 1 - first), shown)
             if (step + 1) % c.save_every == 0 and step + 1 < stage.steps:
                 save(folder / "last.pt", last_of(c, model, masters, index, step + 1, row, seconds, optimizers))
-        final = whole(c, model)
+        final = whole(model)
         save(folder / f"{stage.name}.pt", checkpoint_of(c, final, dict(final.named_parameters())))
         save(folder / "last.pt", last_of(c, model, masters, index + 1, 0, row, time.time() - started, []))
 
@@ -570,8 +570,8 @@ def transcript(problem: Problem, texts: list[str], right: list[bool]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ several processes
-# torchrun starts N processes, "ranks". Each has the whole model (with `shard` a part of it), samples and scores its share of the
-# batch, and what is global goes through `gather` and `sum_gradients`. In a single process all of this is the identity.
+# torchrun starts N processes, "ranks". Each has a model of its own (or, with `shard`, its part of one: see model.py) and samples
+# and scores its share of the batch; what is global goes through `gather` and `sum_gradients`. Alone, all of this is the identity.
 
 
 def rank() -> int:
@@ -583,39 +583,39 @@ def ranks() -> int:
 
 
 def start_ranks() -> None:
-    """Joins the processes of this torchrun, if there is one: each takes a GPU of its own, if there are GPUs; rank 0 prints."""
+    """Joins the processes that torchrun started, if it did: each takes a GPU of its own, if there are any, and rank 0 prints."""
     if not dist.is_torchelastic_launched():
         return
     if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group()  # NCCL between GPUs, gloo between CPUs
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"rank {rank()} stops: torchrun ends all processes when one has ended; "
-                                                      "go on with --resume"))  # fmt: skip
+    stop = f"rank {rank()} stops: torchrun ends all processes when one has ended; go on with --resume"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop))
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = None  # then `print` does nothing
 
 
 def check_ranks(c: Config, device: torch.device) -> None:
     """One-line ValueErrors for what several processes can't do."""
-    rows, local = min(c.batch, max(1, c.base_batch * 2 // 5)), int(os.environ.get("LOCAL_RANK", 0))
-    check(ranks() == 1 or device.type != "mps", "several processes need CUDA or --device=cpu: MPS can't exchange gradients")
-    check(device.type != "cuda" or ranks() == 1 or local < torch.cuda.device_count(),
-          f"{torch.cuda.device_count()} GPUs on this machine: lower --nproc_per_node")  # fmt: skip
-    check(rows >= ranks(), f"a batch of {rows} rows (--batch, or 2/5 of --base_batch) can't be shared by {ranks()} processes")
+    rows, gpus = c.batch if c.init else min(c.batch, c.base_batch * 2 // 5), torch.cuda.device_count()
+    if ranks() > 1:
+        check(rows >= ranks(), f"{rows} rows (--batch, or 2/5 of --base_batch) are too few for {ranks()} processes: one each")
+        check(device.type != "mps", "several processes need CUDA or --device=cpu: MPS can't add up their gradients")
+        check(device.type == "cpu" or int(os.environ["LOCAL_RANK"]) < gpus, f"only {gpus} GPUs here: lower --nproc_per_node")
 
 
 def lost_a_rank(error: RuntimeError) -> bool:
-    """Whether this is how NCCL, gloo or the store say that another process has gone."""
+    """Whether NCCL, gloo or torchrun's store say by this that another process has gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def share(n: int) -> range:
-    """This rank's part of n rows: contiguous, so that all parts in order are the rows of a single process."""
+    """This rank's part of n rows: contiguous, so that all parts in the order of the ranks are the rows of one process."""
     return range(n * rank() // ranks(), n * (rank() + 1) // ranks())
 
 
 def gather(value) -> list:
-    """Every rank's value, in order: small Python objects, from which all ranks then compute the same."""
+    """Every rank's value, in order: small Python objects, from which all ranks then compute the same. Waits for all."""
     values = [value] * ranks()
     if ranks() > 1:
         dist.all_gather_object(values, value)
@@ -628,80 +628,21 @@ def add_up(values: dict[str, float]) -> dict[str, float]:
 
 
 def sum_gradients(masters: dict[str, Tensor]) -> None:
-    """Adds the ranks' gradients, in place. Their losses divide by the whole batch, so the sum is the batch's gradient.
+    """Adds up the ranks' gradients in place: each loss is divided by the whole batch, so the sum is the batch's gradient.
 
-    Not DDP: it hooks `forward`, which we never call, and reduces in the precision of the weights, where these are the float32
-    copies. Its gain would be to send a layer's gradient while the next is computed; here the sum comes after the backward pass.
-    All ranks get the same bits, so their weights stay equal. A sharded model's gradients are summed already.
+    Not DDP, which hooks `forward` (we call `hidden` and `head`) and reduces in the precision of the weights, where these are
+    float32 copies. What is lost: a layer's gradient could be under way while the next is computed; this comes after the
+    backward pass. All ranks get the same bits, so their weights stay equal. A sharded model's gradients are summed already.
     """
     for master in masters.values():
-        if ranks() > 1 and not hasattr(master, "full_tensor"):
+        if ranks() > 1 and not is_sharded(master):
             dist.all_reduce(master.grad)
 
 
-def shard(c: Config, model: GPT, device: torch.device, saved: dict[str, Tensor] | None = None) -> None:
-    """FSDP2, in place: each rank keeps 1/N of every weight and gathers a block's when it runs, in `dtype`.
-
-    A model that learns is kept in float32, from `saved` if a run goes on: its shards are their own float32 copies. Only
-    `hidden` gathers embedding and head, and they stay until the backward pass is through: `head` can be called for as many
-    chunks as a rank likes. A single process leaves the model whole.
-    """
-    if ranks() == 1:
-        model.to(device)
-        return
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    if saved is not None:
-        model.float().load_state_dict(saved, strict=False)
-    mesh = dist.init_device_mesh(device.type, (ranks(),))
-    for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(getattr(torch, c.dtype), torch.float32))
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo can't scale
-    register_fsdp_forward_method(model, "hidden")
-
-
-def whole(c: Config, model: GPT) -> GPT:
-    """The model itself or, of a sharded one, a copy with all weights: gathered once for a rollout, not once for a token."""
-    if not hasattr(model, "unshard"):
-        return model
-    with torch.device("meta"):
-        plain = GPT(model.config)
-    weights = {name: p.detach().full_tensor().to(getattr(torch, c.dtype)) for name, p in model.named_parameters()}
-    plain.load_state_dict(weights, strict=False, assign=True)
-    if plain.config.tie_weights:
-        plain.lm_head.weight = plain.embed.weight
-    return plain
-
-
 def in_step(micros: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """As many micro-batches on each rank, by some that count for nothing: to gather weights, all ranks must run together."""
+    """As many micro-batches on all ranks, by some that count for nothing: a sharded model runs on all of them or on none."""
     spare = max(gather(len(micros))) - len(micros)
     return micros + [micros[0] | {"masks": torch.zeros_like(micros[0]["masks"])}] * spare
-
-
-def gathered(content):
-    """A checkpoint's content with sharded tensors made whole, one after the other, in rank 0's host memory."""
-    if isinstance(content, dict):
-        return {key: gathered(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [gathered(value) for value in content]
-    if not hasattr(content, "full_tensor"):
-        return content
-    tensor = content.full_tensor()
-    return tensor.cpu() if rank() == 0 else None
-
-
-def scattered(saved: dict, optimizer: torch.optim.Optimizer) -> dict:
-    """A saved optimiser's state with this rank's part of what belongs to sharded weights."""
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def part(p: Tensor, value: Tensor) -> Tensor:
-        if not hasattr(p, "full_tensor") or value.shape != p.shape:
-            return value
-        return dist.tensor.distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
-
-    return saved | {"state": {i: {k: part(weights[i], v) for k, v in s.items()} for i, s in saved["state"].items()}}
 
 
 # ------------------------------------------------------------------------------------------------------ files
