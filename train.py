@@ -595,6 +595,14 @@ def start_ranks() -> None:
         sys.stdout = None  # then `print` does nothing
 
 
+def finish_ranks() -> int:
+    """Leaves the other processes, without which gloo may abort this one as it exits. Returns the rank that it was."""
+    before = rank()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return before
+
+
 def check_ranks(c: Config, device: torch.device) -> None:
     """One-line ValueErrors for what several processes can't do."""
     rows, gpus = c.batch if c.init else min(c.batch, c.base_batch * 2 // 5), torch.cuda.device_count()
@@ -803,9 +811,7 @@ def main() -> None:
         if not lost_a_rank(error):
             raise
         sys.exit(f"error: rank {rank()} stops: another process has ended; go on with: torchrun ... train.py --resume={folder}")
-    if rank() > 0:
-        return
-    if c.report:  # a process of its own: eval.py stands behind train.py, and can be run again at any time
+    if finish_ranks() == 0 and c.report:  # a process of its own: eval.py stands behind train.py, and can be run again at any time
         sys.exit(subprocess.run([sys.executable, Path(__file__).with_name("eval.py"), folder]).returncode)
 
 
