@@ -534,8 +534,7 @@ def train(c: Config, state: dict) -> None:
             log_step(c, folder, stage, step, row, seconds, (time.time() - pace) / (step + 1 - first), shown)
             if (step + 1) % c.save_every == 0 and step + 1 < stage.steps:
                 save(folder / "last.pt", last_of(c, model, masters, index, step + 1, row, seconds, optimizers))
-        final = whole(model)
-        save(folder / f"{stage.name}.pt", checkpoint_of(c, final, dict(final.named_parameters())))
+        save(folder / f"{stage.name}.pt", checkpoint_of(c, whole(model)))
         save(folder / "last.pt", last_of(c, model, masters, index + 1, 0, row, time.time() - started, []))
 
 
@@ -656,8 +655,9 @@ def in_step(micros: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 # ------------------------------------------------------------------------------------------------------ files
 
 
-def checkpoint_of(c: Config, model: GPT, learned: dict[str, Tensor]) -> dict:
-    """A checkpoint's content. Of a model that stands in `init` only the weights that have learned since are kept."""
+def checkpoint_of(c: Config, model: GPT, learned: dict[str, Tensor] | None = None) -> dict:
+    """A checkpoint's content; `learned` are its weights or their float32 copies. What stands in `init` is not kept again."""
+    learned = dict(model.named_parameters()) if learned is None else learned
     if c.lora or c.init and Path(c.init).is_dir():
         weights = {name: learned[name].detach() for name, p in model.named_parameters() if name in learned and p.requires_grad}
     else:
@@ -689,7 +689,7 @@ def load(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give the path of a .pt file that train.py wrote")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=ranks() > 1)  # once in memory for all ranks
         content["config"], content["gpt"], content["model"]
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise ValueError(f"{path} is not a checkpoint of train.py: {str(error).splitlines()[0][:100]}") from None
