@@ -341,7 +341,7 @@ def test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two(tmp_path):
     process.kill()
     process.wait()
 
-    out, errors = (process := start(2, f"--resume={folder}")).communicate(timeout=60)
+    out, errors = (process := start(2, f"--resume={folder}")).communicate(timeout=120)
     assert process.returncode == 0, errors
     assert {path.name for path in folder.iterdir() if path.suffix != ".tmp"} == {
         "config.json", "metrics.jsonl", "base.pt", "stage1.pt", "stage2.pt", "last.pt"
