@@ -1,5 +1,5 @@
-"""A GPT-style decoder: one class that is GPT-2's block or the modern one, by its config, a KV cache, LoRA, and the reading and
-writing of Hugging Face checkpoints (GPT-2, Llama, SmolLM2, Qwen 2 and 3).
+"""A GPT-style decoder: one class that is GPT-2's block or the modern one, by its config, a KV cache, LoRA, sharding, and the
+reading and writing of Hugging Face checkpoints (GPT-2, Llama, SmolLM2, Qwen 2 and 3).
 
 Rows of a batch are of different lengths and are padded on the right: in a causal model a token sees nothing to its right,
 so padding needs no mask, and every token keeps its true position (which left padding would shift).
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -369,3 +370,70 @@ def merge_lora(model: GPT) -> GPT:
     if plain.config.tie_weights:
         plain.lm_head.weight = plain.embed.weight
     return plain
+
+
+# ------------------------------------------------------------------------------------------------------ sharding
+
+
+def shard(model: GPT, device: torch.device, saved: dict[str, Tensor] | None = None) -> None:
+    """FSDP2, in place: each process keeps 1/N of every weight, and a block's are gathered when it runs. Alone: no change.
+
+    With `saved`, the float32 weights of a stopped run or {}, the shards are kept in float32 to learn on; what is gathered has the
+    model's precision. Embedding and head are gathered by `hidden` alone and stay until the backward pass is through: so `head`
+    may be called as often as a process likes, and only `hidden` must be called equally often on all.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        model.to(device)
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method  # half a second
+
+    model.gathered_dtype = model.embed.weight.dtype
+    if saved is not None:
+        model.float().load_state_dict(saved, strict=False)
+    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(model.gathered_dtype, torch.float32))
+        module.set_gradient_divide_factor(1.0)  # gradients are summed: the losses are divided by the whole batch
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+    register_fsdp_forward_method(model, "hidden")
+
+
+def is_sharded(value) -> bool:
+    return hasattr(value, "full_tensor")
+
+
+def whole(model: GPT) -> GPT:
+    """The model itself or, of a sharded one, a plain copy, gathered once: for a whole rollout, not token by token."""
+    if not hasattr(model, "gathered_dtype"):
+        return model
+    with torch.device("meta"):
+        plain = GPT(model.config)
+    weights = {name: p.detach().full_tensor().to(model.gathered_dtype) for name, p in model.named_parameters()}
+    plain.load_state_dict(weights, strict=False, assign=True)
+    if plain.config.tie_weights:
+        plain.lm_head.weight = plain.embed.weight
+    return plain
+
+
+def gathered(content):
+    """A checkpoint's content with sharded tensors made whole, one after the other, in the first process's host memory."""
+    if isinstance(content, dict):
+        return {key: gathered(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [gathered(value) for value in content]
+    if not is_sharded(content):
+        return content
+    tensor = content.full_tensor()
+    return tensor.cpu() if dist.get_rank() == 0 else None
+
+
+def scattered(saved: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """A saved optimiser's state, of which each process takes its part where the weights are sharded."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def part(p: Tensor, value: Tensor) -> Tensor:
+        if not is_sharded(p) or value.shape != p.shape:  # such as AdamW's count of steps
+            return value
+        return dist.tensor.distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+
+    return saved | {"state": {i: {k: part(weights[i], v) for k, v in s.items()} for i, s in saved["state"].items()}}

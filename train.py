@@ -5,6 +5,7 @@
     python train.py --help                           every setting, with its reason
     python train.py --preset=gsm8k-laptop --init=FOLDER --train_data=... --test_data=...     a pretrained model, LoRA
     python train.py --resume=out/default             go on after a stop, bit for bit
+    torchrun --nproc_per_node=8 train.py ...         the same on 8 GPUs: see "several processes" below
 
 One loop trains all stages; a stage is a row of coefficients (see `stages`). A step reads: `rollout_batch` samples dialogues
 and turns their correctness into advantages, `policy_loss` weighs their log-probs, `backward()` stands in `train`.
@@ -23,6 +24,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -40,7 +43,7 @@ from data import Problem, load_task, train_problems
 from data.demonstrations import demonstration
 from data.pretrained_tokenizer import read_tokenizer
 from data.tokenizer import CORRECTION_REQUEST, Tokenizer, build_tokenizer
-from model import GPT, GPTConfig, add_lora, without_lora
+from model import GPT, GPTConfig, add_lora, gathered, is_sharded, scattered, shard, whole, without_lora
 from rewards import correctness, turn_returns, turn_rewards
 from rollout import Rollout, concatenate, right_pad, sample_dialogues
 
@@ -79,6 +82,7 @@ class Config:
     tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if --init has none")
     dtype: str = option("float32", "type of the weights; bfloat16 halves memory, and learns through float32 copies or adapters")
     lora: int = option(0, "rank of the adapters that learn in the place of the weights; 0: all weights learn")
+    shard: bool = option(False, "with torchrun: each process keeps its share of weights, gradients and optimiser, not all of them")
     recompute: bool = option(False, "compute the blocks again in the backward pass: far less memory, a third more time")
     # reinforcement learning
     stage1_steps: int = option(190, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
@@ -133,6 +137,8 @@ class Config:
               f"stage2_weights={self.stage2_weights!r}: two numbers such as 1,1")  # fmt: skip
         check(self.optimizer in ("muon", "adamw"), f"optimizer={self.optimizer!r}: choose muon or adamw")
         check(self.dtype in ("float32", "bfloat16"), f"dtype={self.dtype!r}: choose float32 or bfloat16")
+        check(not self.shard or self.optimizer == "adamw" and not self.lora and not self.offline_share,
+              "shard needs optimizer=adamw (Muon wants whole matrices), lora=0 and offline_share=0")  # fmt: skip
         check(not self.lora or self.init, "lora adapts a model that is there: give one with --init")
         if hasattr(load_task(self.task), "read"):
             check(self.init and self.train_data and self.test_data,
@@ -212,14 +218,14 @@ def seeded(*key) -> int:
 def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model: GPT, step: int) -> dict[str, Tensor]:
     """Dialogues to imitate: `ids` [B, T] and `masks` [B, 1, T], the tokens that the loss counts."""
     turns = 5 if step % 4 == 3 else 2  # one batch in four has long dialogues, else turns 3, 4, ... would be foreign
-    n = max(1, c.base_batch * 2 // turns)
-    problems = [problem_at(step * c.base_batch + i) for i in range(n)]
-    own = [None] * n
+    mine = share(max(1, c.base_batch * 2 // turns))
+    problems = [problem_at(step * c.base_batch + i) for i in mine]
+    own = [None] * len(mine)
     if turns == 2 and step >= c.own_from * c.base_steps:
         own = [texts[0] for texts in rollouts(c, task, tokenizer, model, problems, 1, seeded(c.seed, "own", step)).texts]
     rows = [
-        demonstration(task, tokenizer, p, Random(seeded(c.seed, "demo", step, i)), turns, c.right_first, c.copy, c.right, own[i])
-        for i, p in enumerate(problems)
+        demonstration(task, tokenizer, p, Random(seeded(c.seed, "demo", step, i)), turns, c.right_first, c.copy, c.right, attempt)
+        for i, p, attempt in zip(mine, problems, own, strict=True)
     ]
     device = model.embed.weight.device
     ids, _ = right_pad([ids for ids, _ in rows], 0, device)
@@ -230,7 +236,8 @@ def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model
 def rollouts(c: Config, task, tokenizer: Tokenizer, model: GPT, problems: list[Problem], turns: int, seed: int,
              first: GPT | None = None) -> Rollout:  # fmt: skip
     """Dialogues sampled from the model at the training temperature; with `first`, that model makes the first attempts."""
-    generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
+    model = whole(model)
+    generator = torch.Generator(model.embed.weight.device).manual_seed(seed + rank())
     request = tokenizer.user_turn(request_of(task), first=False)
     prompts = [tokenizer.user_turn(p.prompt) for p in problems]
 
@@ -253,35 +260,40 @@ def request_of(task) -> str:
 
 
 def rollout_batch(c: Config, stage: Stage, key, task, problem_at, tokenizer: Tokenizer, model: GPT, reference: GPT):
-    """Samples two-turn dialogues and scores them: `ids` [B, T], `masks` [B, K, T], `advantages` [B, K]; and what to log."""
+    """Samples two-turn dialogues and scores them: `ids` [B, T], `masks` [B, K, T], `advantages` [B, K]; and what to log.
+
+    B is this rank's share of the batch; the advantages and what is logged are of the whole batch.
+    """
     stage_index, step = key
     groups = c.batch // c.samples_per_problem
     first_index = (stage_index * 10**6 + step) * groups + 10**9  # far from the problems of the demonstrations
-    problems = [problem_at(first_index + i // c.samples_per_problem) for i in range(c.batch)]
-    offline = round(c.offline_share * c.batch)
+    mine = share(c.batch)
+    problems = [problem_at(first_index + i // c.samples_per_problem) for i in mine]
+    offline = round(c.offline_share * len(problems))
     parts = []
-    if offline < c.batch:
+    if offline < len(problems):
         parts.append(rollouts(c, task, tokenizer, model, problems[offline:], 2, seeded(c.seed, "online", *key)))
     if offline:
         parts.insert(0, rollouts(c, task, tokenizer, model, problems[:offline], 2, seeded(c.seed, "offline", *key), reference))
     rollout = concatenate(parts)
-    correct, unjudged = correctness(task, problems, rollout.texts, rollout.ended)  # [B, K]
+    own, unjudged = correctness(task, problems, rollout.texts, rollout.ended)  # [B, K]
+    correct = torch.tensor([row for part in gather(own.tolist()) for row in part], device=own.device)  # [batch, K]
     rewards = turn_rewards(correct, stage.weights, stage.alpha)
     problem_of = torch.arange(c.batch, device=correct.device) // c.samples_per_problem
     advantage = advantages(turn_returns(rewards, c.gamma), correct, problem_of, c.baseline)
     changed = [texts[0] != texts[1] for texts in rollout.texts]
+    means = {"change_rate": sum(changed) / len(changed), "length": rollout.masks.sum().item() / rollout.ended.numel(), **unjudged}
     row = {
         "acc_t1": correct[:, 0].float().mean().item(),
         "acc_t2": correct[:, 1].float().mean().item(),
         "reward": rewards.sum(1).mean().item(),
-        "change_rate": sum(changed) / len(changed),
         "advantage_t2": advantage[:, 1].abs().mean().item(),
-        "length": rollout.masks.sum().item() / rollout.ended.numel(),
-        **unjudged,
+        **add_up({name: value * len(problems) / c.batch for name, value in means.items()}),
         "no_signal": bool((advantage == 0).all()),
     }
-    shown = [problems[-1], rollout.texts[-1], correct[-1].tolist()]
-    return {"ids": rollout.ids, "masks": rollout.masks.transpose(0, 1), "advantages": advantage}, row, shown
+    shown = [problems[-1], rollout.texts[-1], own[-1].tolist()]
+    batch = {"ids": rollout.ids, "masks": rollout.masks.transpose(0, 1), "advantages": advantage[mine.start : mine.stop]}
+    return batch, row, shown
 
 
 def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: str) -> Tensor:
@@ -488,18 +500,22 @@ def train(c: Config, state: dict) -> None:
     folder, device, task = Path(c.out) / c.name, pick_device(c.device), load_task(c.task)
     tokenizer = make_tokenizer(c)
     problem_at = train_problems(task, c.size, c.seed, c.train_data, c.test_data)
+    check_ranks(c, device)
+    home = torch.device("cpu") if c.shard else device  # a model that is sharded need not fit on one device
     torch.manual_seed(c.seed)
     if state:
-        model = load_model(folder / "last.pt", device)[0]
+        model = load_model(folder / "last.pt", home)[0]
     else:
-        model = make_model(c, tokenizer.vocab_size, device)
+        model = make_model(c, tokenizer.vocab_size, home)
         if c.lora:
             add_lora(model, c.lora)
-    model.recompute = c.recompute
-    masters = master_weights(model, state.get("model", {}))
-    if not state:
         if c.init:
             save(folder / "base.pt", checkpoint_of(c, model, {}))
+    model.recompute = c.recompute
+    if c.shard:
+        shard(model, device, state.get("model", {}))
+    masters = master_weights(model, state.get("model", {}))
+    if not state:
         save(folder / "last.pt", last_of(c, model, masters, 0, 0, {}, 0.0, []))
         (folder / "metrics.jsonl").touch()
     row, reference, started = state.get("row", {}), None, time.time() - state.get("seconds", 0.0)
@@ -508,9 +524,11 @@ def train(c: Config, state: dict) -> None:
         first = state.get("step", 0) if index == state.get("stage") else 0
         if first:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+                optimizer.load_state_dict(scattered(saved, optimizer))
         if stage.weights is not None and reference is None:
-            reference = without_lora(model) if c.lora else load_model(folder / "base.pt", device)[0].requires_grad_(False)
+            reference = without_lora(model) if c.lora else load_model(folder / "base.pt", home)[0].requires_grad_(False)
+            if c.shard:
+                shard(reference, device)
         pace = time.time()
         for step in range(first, stage.steps):
             betas, key, shown = betas_of(c, stage, row), (index, step), None
@@ -521,17 +539,20 @@ def train(c: Config, state: dict) -> None:
                         c, Stage("look", 1, 0.0, (1.0, 1.0)), key, task, problem_at, tokenizer, model, model
                     )
                 batch = demonstration_batch(c, task, problem_at, tokenizer, model, step)
-                taught = int(batch["masks"][:, :, 1:].sum())
+                taught = sum(gather(int(batch["masks"][:, :, 1:].sum())))
             else:
                 batch, row, shown = rollout_batch(c, stage, key, task, problem_at, tokenizer, model, reference)
-            for micro in split(batch, c.micro_batch):
+            micros, sums = split(batch, c.micro_batch), {}
+            for micro in in_step(micros) if c.shard else micros:
                 if stage.weights is None:
                     loss, parts = supervised_loss(model, micro, taught), {}
                 else:
-                    loss, parts = policy_loss(model, reference, micro, betas, c.temperature, len(batch["ids"]))
+                    loss, parts = policy_loss(model, reference, micro, betas, c.temperature, c.batch)
                 loss.backward()
                 for name, value in {"loss": loss.item(), **parts}.items():
-                    row[name] = row.get(name, 0.0) + value
+                    sums[name] = sums.get(name, 0.0) + value
+            row |= add_up(sums)
+            sum_gradients(masters)
             row["grad_norm"] = torch.nn.utils.clip_grad_norm_(masters.values(), c.max_grad_norm).item()
             if not math.isfinite(row["loss"] + row["grad_norm"]):
                 raise FloatingPointError(f"the loss is {row['loss']} at step {step + 1} of {stage.name}: lower the learning "
@@ -547,12 +568,14 @@ def train(c: Config, state: dict) -> None:
             log_step(c, folder, stage, step, row, seconds, (time.time() - pace) / (step + 1 - first), shown)
             if (step + 1) % c.save_every == 0 and step + 1 < stage.steps:
                 save(folder / "last.pt", last_of(c, model, masters, index, step + 1, row, seconds, optimizers))
-        save(folder / f"{stage.name}.pt", checkpoint_of(c, model, dict(model.named_parameters())))
+        save(folder / f"{stage.name}.pt", checkpoint_of(c, whole(model)))
         save(folder / "last.pt", last_of(c, model, masters, index + 1, 0, row, time.time() - started, []))
 
 
 def log_step(c: Config, folder: Path, stage: Stage, step: int, row: dict, seconds: float, pace: float, shown) -> None:
     """A row of metrics.jsonl; now and then a progress line and a transcript. `pace` is seconds a step."""
+    if rank() > 0:
+        return
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"stage": stage.name, "step": step + 1, "seconds": round(seconds, 2), **row}) + "\n")
     last = step + 1 == stage.steps
@@ -581,11 +604,96 @@ def transcript(problem: Problem, texts: list[str], right: list[bool]) -> str:
     return "\n".join([f"--- problem\n{problem.prompt}", *turns, "---"])
 
 
+# ------------------------------------------------------------------------------------------------------ several processes
+# torchrun starts N processes, "ranks". Each has a model of its own (or, with `shard`, its part of one: see model.py) and samples
+# and scores its share of the batch; what is global goes through `gather` and `sum_gradients`. Alone, all of this is the identity.
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def start_ranks() -> None:
+    """Joins the processes that torchrun started, if it did: each takes a GPU of its own, if there are any, and rank 0 prints."""
+    if not dist.is_torchelastic_launched():
+        return
+    if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group()  # NCCL between GPUs, gloo between CPUs
+    stop = f"rank {rank()} stops: torchrun ends all processes when one has ended; go on with --resume"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop))
+    if rank() > 0:
+        sys.stdout = None  # then `print` does nothing
+
+
+def finish_ranks() -> int:
+    """Leaves the other processes, without which gloo may abort this one as it exits. Returns the rank that it was."""
+    before = rank()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return before
+
+
+def check_ranks(c: Config, device: torch.device) -> None:
+    """One-line ValueErrors for what several processes can't do."""
+    rows, gpus = c.batch if c.init else min(c.batch, c.base_batch * 2 // 5), torch.cuda.device_count()
+    if ranks() > 1:
+        check(rows >= ranks(), f"{rows} rows (--batch, or 2/5 of --base_batch) are too few for {ranks()} processes: one each")
+        check(device.type != "mps", "several processes need CUDA or --device=cpu: MPS can't add up their gradients")
+        check(device.type == "cpu" or int(os.environ["LOCAL_RANK"]) < gpus, f"only {gpus} GPUs here: lower --nproc_per_node")
+
+
+def lost_a_rank(error: RuntimeError) -> bool:
+    """Whether NCCL, gloo or torchrun's store say by this that another process has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def share(n: int) -> range:
+    """This rank's part of n rows: contiguous, so that all parts in the order of the ranks are the rows of one process."""
+    return range(n * rank() // ranks(), n * (rank() + 1) // ranks())
+
+
+def gather(value) -> list:
+    """Every rank's value, in order: small Python objects, from which all ranks then compute the same. Waits for all."""
+    values = [value] * ranks()
+    if ranks() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def add_up(values: dict[str, float]) -> dict[str, float]:
+    parts = gather(values)
+    return {name: sum(part[name] for part in parts) for name in values}
+
+
+def sum_gradients(masters: dict[str, Tensor]) -> None:
+    """Adds up the ranks' gradients in place: each loss is divided by the whole batch, so the sum is the batch's gradient.
+
+    Not DDP, which hooks `forward` (we call `hidden` and `head`) and reduces in the precision of the weights, where these are
+    float32 copies. What is lost: a layer's gradient could be under way while the next is computed; this comes after the
+    backward pass. All ranks get the same bits, so their weights stay equal. A sharded model's gradients are summed already.
+    """
+    for master in masters.values():
+        if ranks() > 1 and not is_sharded(master):
+            dist.all_reduce(master.grad)
+
+
+def in_step(micros: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """As many micro-batches on all ranks, by some that count for nothing: a sharded model runs on all of them or on none."""
+    spare = max(gather(len(micros))) - len(micros)
+    return micros + [micros[0] | {"masks": torch.zeros_like(micros[0]["masks"])}] * spare
+
+
 # ------------------------------------------------------------------------------------------------------ files
 
 
-def checkpoint_of(c: Config, model: GPT, learned: dict[str, Tensor]) -> dict:
-    """A checkpoint's content. Of a model that stands in `init` only the weights that have learned since are kept."""
+def checkpoint_of(c: Config, model: GPT, learned: dict[str, Tensor] | None = None) -> dict:
+    """A checkpoint's content; `learned` are its weights or their float32 copies. What stands in `init` is not kept again."""
+    learned = dict(model.named_parameters()) if learned is None else learned
     if c.lora or c.init and Path(c.init).is_dir():
         weights = {name: learned[name].detach() for name, p in model.named_parameters() if name in learned and p.requires_grad}
     else:
@@ -602,12 +710,14 @@ def last_of(c: Config, model: GPT, masters, stage: int, step: int, row: dict, se
 
 def save(path: Path, content: dict) -> None:
     """Writes a checkpoint whole or not at all: a kill or a full disk leaves the file that was there."""
-    draft = path.with_suffix(".tmp")
-    with open(draft, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    draft, content = path.with_suffix(".tmp"), gathered(content)
+    if rank() == 0:
+        with open(draft, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    gather(None)  # nobody reads it before it is there
 
 
 def load(path: str | Path) -> dict:
@@ -615,7 +725,7 @@ def load(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give a .pt file that train.py wrote (or, to start from, a checkpoint folder)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=ranks() > 1)  # once in memory for all ranks
         content["config"], content["gpt"], content["model"]
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise ValueError(f"{path} is not a checkpoint of train.py: {str(error).splitlines()[0][:100]}") from None
@@ -705,7 +815,8 @@ def open_run(c: Config, resume: str) -> tuple[Config, dict]:
         c = Config(**{**state["config"], "out": str(path.parent), "name": path.name})
         done = sum(s.steps for s in stages(c)[: state["stage"]]) + state["step"]
         metrics = path / "metrics.jsonl"
-        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:done]))  # what came after last.pt is redone
+        if rank() == 0:
+            metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:done]))  # what came after last.pt is redone
         return c, state
     given = {name: Path(getattr(c, name)) for name in ("init", "train_data", "test_data") if getattr(c, name)}
     c = dataclasses.replace(c, **{name: str(path.resolve()) for name, path in given.items()})  # valid from other folders, too
@@ -713,7 +824,8 @@ def open_run(c: Config, resume: str) -> tuple[Config, dict]:
     if (folder / "metrics.jsonl").exists():
         raise ValueError(f"{folder} holds a run: --resume={folder} goes on with it, --name=... starts another beside it")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c), indent=1) + "\n")
+    if rank() == 0:
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c), indent=1) + "\n")
     if shutil.disk_usage(folder).free < 100 * 2**20:
         raise ValueError(f"less than 100 MiB are free for {folder}: make room or choose another --out")
     return c, {}
@@ -723,6 +835,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return
+    start_ranks()
     try:
         c, state = open_run(*parse_args(sys.argv[1:]))
         folder = Path(c.out) / c.name
@@ -732,7 +845,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"stopped; go on with: python train.py --resume={folder}")
-    if c.report:  # a process of its own: eval.py stands behind train.py, and can be run again at any time
+    except RuntimeError as error:
+        if not lost_a_rank(error):
+            raise
+        sys.exit(f"error: rank {rank()} stops: another process has ended; go on with: torchrun ... train.py --resume={folder}")
+    if finish_ranks() == 0 and c.report:  # a process of its own: eval.py stands behind train.py, and can be run again at any time
         sys.exit(subprocess.run([sys.executable, Path(__file__).with_name("eval.py"), folder]).returncode)
 
 
