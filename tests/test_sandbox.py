@@ -59,6 +59,8 @@ CHEATS = {  # none does lasting harm should it get through: these tests also run
     "abort": function("import os; os.abort()"),
     "early return": "return 0\n" + RIGHT,
     "no function": "x = 1",
+    "raises at its end": RIGHT + "1 / 0",
+    "exits at its end": RIGHT + "raise SystemExit(0)",
     "empty": "",
     "raises AssertionError": function("raise AssertionError"),
     "raises KeyboardInterrupt": function("raise KeyboardInterrupt"),
@@ -166,6 +168,7 @@ NO_PROGRAMS = {
 }
 HONEST = {
     "plain": (RIGHT, SQUARES),
+    "empty stdin": ("import os\ndata = os.read(0, 9)\ndef f(x): return data", "assert f(0) == b''"),
     "a script's end": (RIGHT + "if __name__ == '__main__':\n    print(f(int(input())))", SQUARES),
     "prints": ("print('hello')\n" + function("print(x); return x * x"), SQUARES),
     "own check and assert": ("def check(c): pass\n" + RIGHT + "assert f(2) == 4", SQUARES),
@@ -251,8 +254,12 @@ def test_no_test_can_take_the_end_of_the_program_or_of_a_loop_for_success():
         squares(function("return E()", "class E: pass"), test)
         for test in ("assert f(1)", "assert not f(1) == 2", "assert f(1) != 2")
     ]
+    values = [EVERYWHERE.format(FRAMED.format(f'["value", {value}]')) for value in ("None", "'x' * 2**21")]
+    jobs += [
+        squares("\n".join(["import os, json", *values]), "assert len(f(1)) == 2**21")
+    ]  # written past the child's own check of the length
     jobs += [squares(RIGHT, "f(1)\nimport sys\nsys.exit(0)\nassert False"), squares(RIGHT, "1 / 0"), squares(RIGHT, "g(1)")]
-    assert run_tests(jobs, 2) == ["wrong", "timeout", "right"] + ["wrong"] * 7
+    assert run_tests(jobs, 2) == ["wrong", "timeout", "right"] + ["wrong"] * 8
 
 
 def test_verdicts_keep_their_order_and_a_stuck_job_costs_its_own_time_only():
