@@ -223,6 +223,15 @@ def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, mo
     assert [shape for shape in kept if shape == (n, V)]  # the check above can fail
 
 
+def test_a_policy_that_is_its_reference_has_no_gradient_without_reward(policy):
+    """Exactly none: Muon makes a full step of any gradient, rounding noise included."""
+    same, batch = copy.deepcopy(policy).float(), random_batch()
+    reference = copy.deepcopy(same).requires_grad_(False)
+    loss, _ = policy_loss(same, reference, batch | {"advantages": torch.zeros(7, 2)}, (0.2, 0.1), 1.0, 7)
+    assert (gradient(loss, same) == 0).all()
+    assert gradient(policy_loss(same, reference, batch, (0.2, 0.1), 1.0, 7)[0], same).norm() > 0.01
+
+
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
     """Numbers in the largest tensor that any operation makes, forward and backward."""
 
