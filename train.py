@@ -836,6 +836,7 @@ def main() -> None:
         print(help_text())
         return
     start_ranks()
+    folder = "FOLDER"
     try:
         c, state = open_run(*parse_args(sys.argv[1:]))
         folder = Path(c.out) / c.name

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-import onednn
+import model as network
 import rollout
 import train
 from eval import evaluate, held_out_of, markdown
@@ -62,8 +62,8 @@ def limits(runs: int, size: int) -> dict[str, float]:
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.randn(2, size, size, dtype=dtype)
         ways = {"torch": lambda a=a, b=b: a @ b}
-        if onednn.AVAILABLE:
-            ways["onednn"] = lambda a=a, b=b: onednn.product(a, b)
+        if network.ONEDNN:
+            ways["onednn"] = lambda a=a, b=b: network.product(a, b)
         for name, values in in_turns(runs, **ways).items():
             found[f"{name} {dtype}"] = 2 * size**3 / min(values)
         found[str(dtype)] = max(found[f"{name} {dtype}"] for name in ways)

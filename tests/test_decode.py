@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from decode import decoder
-from model import KVCache, add_lora
-from onednn import linear, packed
+from model import KVCache, add_lora, linear, packed
+from rollout import decoder
 
 KINDS = {
     "modern": dict(n_kv_head=2, qk_norm=True, qkv_bias=True),
