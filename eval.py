@@ -21,7 +21,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from data import Problem, held_out_problems, load_task, read_rows
+from data import Problem, held_out_problems, load_task, read_rows, verdicts
 from data.tokenizer import Tokenizer
 from model import GPT, merge_lora
 from rewards import correctness
@@ -116,8 +116,10 @@ def drift(model: GPT, base: GPT, c: Config, problems: list[Problem]) -> float:
     """How far the first attempt has moved: KL(model || base) of a sampled first attempt at temperature 1, nats a row."""
     tokenizer, total = make_tokenizer(c), 0.0
     for part in answer(model, c, tokenizer, [tokenizer.user_turn(p.prompt) for p in problems], 1, 1.0):
-        with torch.no_grad():
-            total += token_scores(model, base, part.ids, part.masks[0], 1.0)[1].sum().item()
+        for i in range(0, len(part.ids), c.micro_batch):
+            with torch.no_grad():
+                kl = token_scores(model, base, part.ids[i : i + c.micro_batch], part.masks[0, i : i + c.micro_batch], 1.0)[1]
+            total += kl.sum().item()
     return total / len(problems)
 
 
@@ -168,6 +170,7 @@ def report(folder: Path, device: torch.device) -> None:
         swap = swap_test(model, c, transcripts)
         results[name] = {"greedy": greedy, "sampled": sampled, "swap": swap, "drift_kl": drift(model, base, c, problems)}
         shown = transcripts
+        del model  # before the next is read
     (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     try:
@@ -253,17 +256,16 @@ def show_checkpoint(args, device: torch.device) -> None:
     c = dataclasses.replace(c, **{k: getattr(args, k) for k in ("task", "test_data", "max_new") if getattr(args, k)})
     if args.export:
         (merge_lora(model) if c.lora else model).save_pretrained(args.export)
-        for file in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json"):
-            if c.init and (Path(c.init) / file).is_file():
-                shutil.copy(Path(c.init) / file, args.export)
-        print(f"{args.export} has the model, for transformers and for --init")
+        files = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja")
+        copied = [shutil.copy(path, args.export) for f in files if (path := Path(c.tokenizer or c.init) / f).is_file()]
+        print(f"{args.export} has the model{'' if copied else ', without a tokenizer'}")
         return
     if args.problem is not None:
         if not hasattr(load_task(c.task), "parse"):
             raise ValueError(f"task={c.task} has no problems that a person could type: its checker needs their reference answers")
         problems = [load_task(c.task).parse(args.problem)]
     elif args.repair:
-        problems = wrong_attempts(Path(args.repair))
+        problems = wrong_attempts(Path(args.repair), load_task(c.task))
     else:
         problems = held_out_of(c, args.n or c.eval_n)
     metrics, transcripts = evaluate(model, c, problems, args.turns, args.temperature)
@@ -286,10 +288,15 @@ def show_checkpoint(args, device: torch.device) -> None:
         print("accuracy after each attempt: " + " ".join(f"{100 * a:.1f}" for a in metrics["acc"]) + f" %  (n = {metrics['n']})")
 
 
-def wrong_attempts(path: Path) -> list[Problem]:
-    """The problems of a file written by --save whose first attempt is wrong, with that attempt given: offline repair."""
-    rows = [row for _, row in read_rows(path, ("prompt", "answer", "attempts", "right"))]
-    problems = [Problem(row["prompt"], row["answer"], row["attempts"][0]) for row in rows if not row["right"][0]]
+def wrong_attempts(path: Path, task) -> list[Problem]:
+    """The problems of a file written by --save whose first attempt is wrong as it stands, given with it: for offline repair.
+
+    Judged anew, since an attempt that was cut off may have held the answer; empty ones are left out.
+    """
+    rows = [row for _, row in read_rows(path, ("prompt", "answer", "attempts"))]
+    problems = [Problem(row["prompt"], row["answer"], row["attempts"][0]) for row in rows if row["attempts"][0].strip()]
+    judged = verdicts(task, [(p, p.given) for p in problems])
+    problems = [p for p, verdict in zip(problems, judged, strict=True) if verdict != "right"]
     if not problems:
         raise ValueError(f"{path} has no wrong first attempt: there is nothing to repair")
     return problems
@@ -319,6 +326,11 @@ def main() -> None:
         if args.temperature < 0:
             raise ValueError(f"--temperature={args.temperature}: 0 is greedy, above 0 samples")
         device = pick_device(args.device)
+        given = [name for name, value in vars(args).items() if value != parser.get_default(name) and name not in ("path", "device")]
+        if Path(args.path).is_dir() and given:
+            raise ValueError(
+                f"--{given[0]} is for one checkpoint, e.g. {args.path}/stage2.pt: a folder's report takes its run's settings"
+            )
         report(Path(args.path), device) if Path(args.path).is_dir() else show_checkpoint(args, device)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

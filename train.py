@@ -43,7 +43,7 @@ from data import Problem, load_task, train_problems
 from data.demonstrations import demonstration
 from data.pretrained_tokenizer import read_tokenizer
 from data.tokenizer import CORRECTION_REQUEST, Tokenizer, build_tokenizer
-from model import GPT, GPTConfig, add_lora, gathered, is_sharded, scattered, shard, whole, without_lora
+from model import GPT, GPTConfig, add_lora, gathered, is_sharded, merge_lora, scattered, shard, whole, without_lora
 from rewards import correctness, turn_returns, turn_rewards
 from rollout import Rollout, concatenate, right_pad, sample_dialogues
 
@@ -415,15 +415,26 @@ def make_tokenizer(c: Config) -> Tokenizer:
     return build_tokenizer(task.DIGITS_PER_TOKEN)
 
 
+def check_lengths(c: Config, task, tokenizer: Tokenizer, max_len: int) -> None:
+    """ValueError if a dialogue could outgrow the model: better now than in the middle of a run that can't be changed."""
+    problems = [*task.read(c.train_data, "train"), *task.read(c.test_data, "test")]
+    prompt = max(len(tokenizer.user_turn(p.prompt)) for p in problems)
+    longest = prompt + 2 * c.max_new + len(tokenizer.user_turn(request_of(task), first=False)) + 1
+    check(longest <= max_len, f"the longest prompt has {prompt} tokens, its dialogue up to {longest}, the model max_len={max_len}: "
+                              "lower --max_new")  # fmt: skip
+
+
 def make_model(c: Config, vocab_size: int, device: torch.device) -> GPT:
     """What the first stage starts from: a toy GPT with random weights, or what `init` names."""
     if not c.init:
         model = GPT(GPTConfig(vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_kv_head=c.n_head, dim=c.dim,
-                              head_dim=c.dim // c.n_head, ffn_dim=3 * c.dim)).to(device)  # fmt: skip
+                              head_dim=c.dim // c.n_head, ffn_dim=3 * c.dim,
+                              max_len=max(256, 5 * (c.max_new + 24)))).to(device)  # fmt: skip  # the report has five turns
     elif Path(c.init).is_dir():
         model = GPT.from_pretrained(c.init, device, getattr(torch, c.dtype))
     else:
-        model, _ = load_model(c.init, device)
+        model, before = load_model(c.init, device)
+        model = merge_lora(model).requires_grad_() if before.lora else model
     if model.config.vocab_size < vocab_size:
         raise ValueError(f"{c.init} has {model.config.vocab_size} tokens, the tokenizer {vocab_size}: they do not belong together")
     return model.to(getattr(torch, c.dtype))
@@ -511,6 +522,8 @@ def train(c: Config, state: dict) -> None:
             add_lora(model, c.lora)
         if c.init:
             save(folder / "base.pt", checkpoint_of(c, model, {}))
+    if c.train_data:
+        check_lengths(c, task, tokenizer, model.config.max_len)
     model.recompute = c.recompute
     if c.shard:
         shard(model, device, state.get("model", {}))
@@ -818,7 +831,11 @@ def open_run(c: Config, resume: str) -> tuple[Config, dict]:
         if rank() == 0:
             metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:done]))  # what came after last.pt is redone
         return c, state
-    given = {name: Path(getattr(c, name)) for name in ("init", "train_data", "test_data") if getattr(c, name)}
+    given = {name: Path(getattr(c, name)) for name in ("init", "train_data", "test_data", "tokenizer") if getattr(c, name)}
+    if c.init and not given["init"].exists():
+        raise ValueError(f"no {c.init}: --init takes a .pt file or a folder; README: how a model is downloaded into one")
+    if c.tokenizer and not given["tokenizer"].is_dir():
+        del given["tokenizer"]  # the name of one of tiktoken's
     c = dataclasses.replace(c, **{name: str(path.resolve()) for name, path in given.items()})  # valid from other folders, too
     folder = Path(c.out) / c.name
     if (folder / "metrics.jsonl").exists():
@@ -850,6 +867,8 @@ def main() -> None:
         if not lost_a_rank(error):
             raise
         sys.exit(f"error: rank {rank()} stops: another process has ended; go on with: torchrun ... train.py --resume={folder}")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for the report, which another process makes
     if finish_ranks() == 0 and c.report:  # a process of its own: eval.py stands behind train.py, and can be run again at any time
         sys.exit(subprocess.run([sys.executable, Path(__file__).with_name("eval.py"), folder]).returncode)
 

@@ -633,6 +633,36 @@ def test_bad_settings_of_pretrained_runs_name_their_mend(words, mend):
     assert mend in str(error.value) and "\n" not in str(error.value)
 
 
+def test_adapters_are_merged_where_a_run_starts_from_them(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "correctness", lucky)
+    run_here(monkeypatch, f"--init={tiny}", *SHORT, "--lora=4", "--lr=1e-2", f"--out={tmp_path}", "--name=first")
+    for mode in ("--lora=2", "--lora=0"):
+        run_here(monkeypatch, f"--init={tmp_path}/first/stage2.pt", *SHORT, mode, f"--out={tmp_path}", f"--name=second{mode}")
+        first, base, after = (
+            train.load_model(tmp_path / place, "cpu")[0]
+            for place in ("first/stage2.pt", f"second{mode}/base.pt", f"second{mode}/stage2.pt")
+        )
+        ids = torch.randint(0, 800, (2, 20))
+        assert (logits(base, ids) - logits(first, ids)).abs().max() <= 1e-4
+        assert (logits(after, ids) - logits(first, ids)).abs().max() > 1e-3
+
+
+def test_dialogues_that_outgrow_the_model_are_refused_at_the_start(tiny, tmp_path, monkeypatch, capsys):
+    for split, rows in (("train", range(6, 12)), ("test", range(6))):
+        (tmp_path / split).write_text("".join(json.dumps(FILES["gsm8k"](i)) + "\n" for i in rows))
+    words = [
+        "--task=gsm8k",
+        f"--init={tiny}",
+        f"--train_data={tmp_path}/train",
+        f"--test_data={tmp_path}/test",
+        f"--out={tmp_path}",
+    ]
+    with pytest.raises(SystemExit, match="max_len=2048: lower --max_new"):
+        run_here(monkeypatch, *words, *SHORT, "--max_new=900", "--name=long")
+    with pytest.raises(SystemExit, match="no .*nowhere: --init takes a .pt file or a folder"):
+        run_here(monkeypatch, *words, f"--init={tmp_path}/nowhere", *SHORT, "--name=nowhere")
+
+
 def test_a_missing_base_is_named(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "correctness", lucky)
     moved = tmp_path / "moved"
@@ -692,15 +722,20 @@ def test_what_eval_offers_for_real_tasks(tiny, tmp_path, monkeypatch, capsys):
         evaluation.main()
         return capsys.readouterr().out
 
-    shown = evaluate(f"--save={tmp_path}/wrong.jsonl", "--show=1")
+    shown = evaluate(f"--save={tmp_path}/wrong.jsonl", "--show=1", "--temperature=1")
     assert "--- attempt 2 (wrong)" in shown and "n = 6)" in shown and "unparsable" in shown
     repaired = json.loads(evaluate(f"--repair={tmp_path}/wrong.jsonl", "--json"))  # a random model's attempts are all wrong
     assert repaired["n"] == 6 and repaired["acc_t1"] == 0
     with pytest.raises(SystemExit, match="no problems that a person could type"):
         evaluate("--problem=1+1")
-    (tmp_path / "wrong.jsonl").write_text(json.dumps({"prompt": "x", "answer": "1", "attempts": ["1", "1"], "right": [True, True]}))
+    # what is not wrong as it stands is left out: right, though cut off before its end; empty
+    rows = [{"prompt": "x", "answer": "1", "attempts": [text, ""], "right": [False, False]} for text in ("#### 1", "")]
+    (tmp_path / "wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit, match="nothing to repair"):
         evaluate(f"--repair={tmp_path}/wrong.jsonl")
+    monkeypatch.setattr(sys, "argv", ["eval.py", str(tmp_path / "run"), "--n=2"])
+    with pytest.raises(SystemExit, match="--n is for one checkpoint"):
+        evaluation.main()
 
 
 def test_a_given_first_attempt_stands_in_the_place_of_turn_1(tiny, tmp_path, monkeypatch, capsys):
