@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import model as network
 import rollout
 import train
 from eval import evaluate, held_out_of, markdown
+from experiments.memory import peak
 from model import GPT, GPTConfig
 from rollout import right_pad, sample_dialogues
 
@@ -283,9 +283,9 @@ def print_peak(way: str) -> None:
     config, batch, length = WIDE
     update, _, _ = update_of(config, batch, length, straight=way == "straight")
     update_of(TOY, 1, 8)[0]()  # libraries loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     update()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    grown = (peak() - before) / 2**30
     print(grown - 3 * 151936 * 128 * 4 / 2**30)  # the gradient and two moments of the embedding, made by this first update
 
 

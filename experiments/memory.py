@@ -125,8 +125,13 @@ def one_update(config: GPTConfig, dtype: torch.dtype, lora: int, recompute: bool
 
 
 def peak() -> float:
-    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    """Bytes at the peak of this process. Not ru_maxrss on Linux, which a process has from the one that started it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except OSError:
+        scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def check() -> str:
