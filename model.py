@@ -323,7 +323,11 @@ class GPT(nn.Module):
 # torch gives float32 products to MKL, which on AMD processors runs at half of what they can do, and reads the weights row by row
 # when a batch is small. Nothing here is needed for a right result: without oneDNN, or elsewhere than on a CPU, F.linear does it.
 
-ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()  # False on Apple's and ARM processors
+ONEDNN = (  # False on Apple's and ARM processors, and if another torch has no such private operation
+    torch.backends.mkldnn.is_available()
+    and torch.backends.mkl.is_available()
+    and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
