@@ -643,12 +643,13 @@ def start_ranks() -> None:
         sys.stdout = None  # then `print` does nothing
 
 
-def finish_ranks() -> int:
-    """Leaves the other processes, without which gloo may abort this one as it exits. Returns the rank that it was."""
-    before = rank()
+def leave(code: int) -> None:
+    """Ends one of several processes at once: torn down in order, gloo's threads now and then abort it if another was faster."""
     if dist.is_initialized():
-        dist.destroy_process_group()
-    return before
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(code)
 
 
 def check_ranks(c: Config, device: torch.device) -> None:
@@ -869,8 +870,12 @@ def main() -> None:
         sys.exit(f"error: rank {rank()} stops: another process has ended; go on with: torchrun ... train.py --resume={folder}")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the report, which another process makes
-    if finish_ranks() == 0 and c.report:  # a process of its own: eval.py stands behind train.py, and can be run again at any time
-        sys.exit(subprocess.run([sys.executable, Path(__file__).with_name("eval.py"), folder]).returncode)
+    code = 0
+    if rank() == 0 and c.report:  # a process of its own: eval.py stands behind train.py, and can be run again at any time
+        code = subprocess.run([sys.executable, Path(__file__).with_name("eval.py"), folder]).returncode
+    leave(code)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":
