@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from data import Problem, held_out_problems, load_task, read_rows, verdicts
-from data.tokenizer import Tokenizer
+from data.tokenizer import FEEDBACK_REQUEST, Tokenizer
 from model import GPT, merge_lora
 from rewards import correctness
 from rollout import Rollout, sample_dialogues
-from train import Config, load_model, make_tokenizer, pick_device, request_of, token_scores, transcript
+from train import Config, correction_request, load_model, make_tokenizer, pick_device, stages, token_scores, transcript
 
 
 def self_correction_metrics(correct: Tensor, changed: Tensor | None = None) -> dict:
@@ -66,37 +66,44 @@ def edit_distance_ratio(a: str, b: str) -> float:
     return (total - 2 * row[-1]) / total if total else 0.0
 
 
-def answer(model: GPT, c: Config, tokenizer: Tokenizer, prompts: list[list[int]], turns: int, temperature: float) -> list[Rollout]:
-    """The model's dialogues on prompts, in batches; its own generator, so training and other figures are not disturbed."""
-    request = tokenizer.user_turn(request_of(load_task(c.task)), first=False)
+def answer(model: GPT, c: Config, tokenizer: Tokenizer, prompts: list[list[int]], turns: int, temperature: float,
+           feedback: bool = False) -> list[Rollout]:  # fmt: skip
+    """The model's dialogues on prompts, in batches; its own generator, so training and other figures are not disturbed.
+
+    With `feedback` it is asked for feedback before each later attempt (Self-Refine): `2 * turns - 1` turns in all.
+    """
+    task = load_task(c.task)
+    asked = [getattr(task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)] * feedback + [correction_request(task)]
+    requests = [tokenizer.user_turn(text, first=False) for text in asked] * (turns - 1)
     generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
     return [
-        sample_dialogues(model, tokenizer, prompts[i : i + c.sample_batch], request, turns, c.max_new, temperature, generator)
+        sample_dialogues(model, tokenizer, prompts[i : i + c.sample_batch], requests, c.max_new, temperature, generator)
         for i in range(0, len(prompts), c.sample_batch)
     ]
 
 
 def after_attempt(c: Config, tokenizer: Tokenizer, problem: Problem, attempt: str) -> list[int]:
     """The prompt of turn 2, with an attempt that the model may not have made."""
-    request = tokenizer.user_turn(request_of(load_task(c.task)), first=False)
+    request = tokenizer.user_turn(correction_request(load_task(c.task)), first=False)
     return [*tokenizer.user_turn(problem.prompt), *tokenizer.encode(attempt), tokenizer.end_id, *request]
 
 
-def evaluate(model: GPT, c: Config, problems: list[Problem], turns: int = 2, temperature: float = 0.0) -> tuple[dict, list]:
+def evaluate(model: GPT, c: Config, problems: list[Problem], turns: int = 2, temperature: float = 0.0,
+             feedback: bool = False) -> tuple[dict, list]:  # fmt: skip
     """All metrics of a model on problems, and its transcripts: (problem, texts [turns], right [turns]) each.
 
     Problems with a given first attempt are for offline repair: it stands in the place of turn 1, and turn 2 is the model's.
     """
     tokenizer, given = make_tokenizer(c), [p.given for p in problems]
-    if any(given) and not (all(given) and turns > 1):
-        raise ValueError("offline repair needs a given first attempt for every problem and 2 turns or more")
+    if any(given) and not (all(given) and turns > 1 and not feedback):
+        raise ValueError("offline repair needs a given first attempt for every problem, 2 turns or more, and no --feedback")
     if any(given):
         prompts, own_turns = [after_attempt(c, tokenizer, p, p.given) for p in problems], turns - 1
     else:
         prompts, own_turns = [tokenizer.user_turn(p.prompt) for p in problems], turns
-    parts = answer(model, c, tokenizer, prompts, own_turns, temperature)
-    texts = [row for part in parts for row in part.texts]
-    ended = torch.cat([part.ended for part in parts])
+    parts = answer(model, c, tokenizer, prompts, own_turns, temperature, feedback)
+    texts = [row[:: 1 + feedback] for part in parts for row in part.texts]  # feedback is no attempt
+    ended = torch.cat([part.ended[:, :: 1 + feedback] for part in parts])
     if any(given):
         texts = [[g, *row] for g, row in zip(given, texts, strict=True)]
         ended = torch.cat((torch.ones_like(ended[:, :1]), ended), dim=1)
@@ -156,9 +163,10 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
 
 def report(folder: Path, device: torch.device) -> None:
     """Evaluates a run's checkpoints and writes results.json, report.md and, with matplotlib, the pictures."""
-    names = [name for name in ("base", "stage1", "stage2") if (folder / f"{name}.pt").exists()]
-    if not names:
-        raise ValueError(f"{folder} has no checkpoint: give the folder of a run of train.py")
+    if not (folder / "base.pt").exists():
+        raise ValueError(f"{folder} has no checkpoint base.pt: give the folder of a run of train.py")
+    planned = ["base", *(stage.name for stage in stages(Config(**json.loads((folder / "config.json").read_text()))))]
+    names = [name for name in dict.fromkeys(planned) if (folder / f"{name}.pt").exists()]
     results, shown = {}, []
     base, _ = load_model(folder / "base.pt", device)
     for name in names:
@@ -268,7 +276,7 @@ def show_checkpoint(args, device: torch.device) -> None:
         problems = wrong_attempts(Path(args.repair), load_task(c.task))
     else:
         problems = held_out_of(c, args.n or c.eval_n)
-    metrics, transcripts = evaluate(model, c, problems, args.turns, args.temperature)
+    metrics, transcripts = evaluate(model, c, problems, args.turns, args.temperature, args.feedback)
     if args.save:
         rows = [{"prompt": p.prompt, "answer": p.answer, "attempts": texts, "right": right} for p, texts, right in transcripts]
         Path(args.save).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -307,6 +315,7 @@ def main() -> None:
     parser.add_argument("path", help="a checkpoint, or the folder of a run for its whole report")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, as in the paper")
     parser.add_argument("--turns", type=int, default=2, help="attempts at each problem")
+    parser.add_argument("--feedback", action="store_true", help="ask for feedback before each later attempt (Self-Refine)")
     parser.add_argument("--n", type=int, help="held-out problems; default: the run's eval_n")
     parser.add_argument("--show", type=int, default=0, help="so many transcripts")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")

@@ -24,10 +24,10 @@ def correctness(task, problems: list[Problem], texts: list[list[str]], ended: Te
     return torch.tensor(right, device=ended.device), {"truncated": 1 - len(found) / ended.numel(), **shares}
 
 
-def turn_rewards(correct: Tensor, weights: tuple[float, float], alpha: float) -> Tensor:
-    """Each turn's reward [B, K] from correct [B, K]: w1 * r1 for turn 1, w2 * r_k + alpha * (r_k - r_{k-1}) for turn k > 1.
+def turn_rewards(correct: Tensor, weights: tuple[float, ...], alpha: float) -> Tensor:
+    """Each turn's reward [B, K] from correct [B, K]: w_k * r_k and, for turns k > 1, the bonus alpha * (r_k - r_{k-1}).
 
-    | | (w1, w2) | alpha |
+    | | weights | alpha |
     |---|---|---|
     | Stage I (eq. 3): only turn 2 is rewarded | (0, 1) | 0 |
     | Stage II (eq. 4 with the bonus of eq. 5) | (1, 1) | > 1 |
@@ -35,7 +35,7 @@ def turn_rewards(correct: Tensor, weights: tuple[float, float], alpha: float) ->
     | single-turn RL (eq. 2) | (1, 0) | 0 |
     """
     r = correct.float()
-    rewards = r * torch.tensor([weights[0]] + [weights[1]] * (r.shape[1] - 1), device=r.device)
+    rewards = r * torch.tensor(weights, device=r.device)
     rewards[:, 1:] += alpha * (r[:, 1:] - r[:, :-1])
     return rewards
 

@@ -87,21 +87,20 @@ def sample_dialogues(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: list[list[int]],
-    follow_up: list[int],
-    turns: int,
+    requests: list[list[int]],
     max_new: int,
     temperature: float,
     generator: torch.Generator | None = None,
 ) -> Rollout:
-    """Lets the model speak `turns` times in each row: first to `prompts[b]`, then to `follow_up`, the correction request.
+    """Lets the model speak in each row, first to `prompts[b]`, then to each of `requests`: the correction request, once or more.
 
-    The follow-up is the same for every row: it can't reveal whether the attempt before it was right. A turn ends with the
+    The requests are the same for every row: they can't reveal whether the attempt before was right. A turn ends with the
     end-of-turn token or after `max_new` tokens; one that was cut off is closed before the next. Temperature 0 is greedy. A
     prompt may hold whole turns already (a forced first attempt). The model's log-probs are those of logits / temperature,
     which the loss divides by the same.
     """
-    device, B, end = model.embed.weight.device, len(prompts), tokenizer.end_id
-    width = max(map(len, prompts)) + turns * max_new + (turns - 1) * (len(follow_up) + 1)
+    device, B, end, turns = model.embed.weight.device, len(prompts), tokenizer.end_id, len(requests) + 1
+    width = max(map(len, prompts)) + turns * max_new + sum(len(request) + 1 for request in requests)
     cache = KVCache(model.config, B, width, device, model.embed.weight.dtype)
     ids = torch.full((B, width), end, device=device)
     log_probs = torch.zeros(B, width, device=device)
@@ -131,7 +130,8 @@ def sample_dialogues(
         cache.lengths = stops[:, turn] - 1  # the last token was not fed to the model: it comes before the next prompt
         cache.longest = int(cache.lengths.max())
         last = tokens.gather(1, counts[:, None] - 1)[:, 0].tolist()
-        prompts = [[i, *follow_up] if i == end else [i, end, *follow_up] for i in last]
+        if turn < len(requests):
+            prompts = [[i, *requests[turn]] if i == end else [i, end, *requests[turn]] for i in last]
     ids, log_probs, starts, stops, ended = (t[order.argsort()] for t in (ids, log_probs, starts, stops, ended))
     columns = torch.arange(cache.longest + 1, device=device)
     masks = (columns >= starts.T[:, :, None]) & (columns < stops.T[:, :, None])  # [K, B, T]

@@ -39,8 +39,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from data import Problem, load_task, train_problems
-from data.demonstrations import demonstration
+from data import Problem, load_task, read_rows, train_problems
+from data.demonstrations import demonstration, imitation
 from data.pretrained_tokenizer import read_tokenizer
 from data.tokenizer import CORRECTION_REQUEST, Tokenizer, build_tokenizer
 from model import GPT, GPTConfig, add_lora, gathered, is_sharded, merge_lora, scattered, shard, whole, without_lora
@@ -83,8 +83,11 @@ class Config:
     dtype: str = option("float32", "type of the weights; bfloat16 halves memory, and learns through float32 copies or adapters")
     lora: int = option(0, "rank of the adapters that learn in the place of the weights; 0: all weights learn")
     shard: bool = option(False, "with torchrun: each process keeps its share of weights, gradients and optimiser, not all of them")
+    imitate: str = option("", "file of dialogues, as eval.py --save writes it: before RL, the last attempt of each is imitated")
+    imitate_steps: int = option(100, "supervised steps on that file, `batch` dialogues each, at the learning rate `lr`")
     recompute: bool = option(False, "compute the blocks again in the backward pass: far less memory, a third more time")
     # reinforcement learning
+    turns: int = option(2, "attempts; with 3 or more Stage I has a part for each of them but the first (ICLR version, A.1)")
     stage1_steps: int = option(190, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
     stage2_steps: int = option(120, "both turns are rewarded, with the bonus (eq. 4 and 5)")
     interleave: int = option(1, "how often Stage I and II alternate, the steps shared out (v1 of the paper: 2)")
@@ -100,7 +103,7 @@ class Config:
     max_grad_norm: float = option(1.0, "gradient clipping")
     max_new: int = option(24, "longest attempt in tokens; a longer one is cut and counts as wrong")
     temperature: float = option(1.0, "sampling and its log-probs; the paper trains at 1")
-    stage2_weights: str = option("1,1", "reward weights of turn 1 and 2 in Stage II; 1,0 is single-turn RL")
+    stage2_weights: str = option("1,1", "reward weights of turn 1 and of later ones in Stage II; a turn of 0 is left alone, no KL")
     alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value")
     gamma: float = option(0.0, "credit of turn 1 for turn 2's reward; the paper's 0 keeps turn 1 from sabotage")
     beta1: float = option(0.01, "weak KL weight: turn 2 in Stage I")
@@ -112,20 +115,22 @@ class Config:
     log_every: int = option(10, "steps between progress lines")
     show_every: int = option(100, "steps between transcripts")
     save_every: int = option(25, "steps between last.pt, from which a stopped run goes on")
+    keep_every: int = option(0, "steps between checkpoints that are kept, such as stage1-50.pt; 0: only the end of each stage")
     eval_n: int = option(2000, "held-out problems of the report")
     report: bool = option(True, "evaluate the checkpoints and write report.md at the end")
 
     def __post_init__(self):
         """One-line ValueErrors for values that can't work, each with its mend."""
         for name in ("size", "n_layer", "n_head", "dim", "base_steps", "base_batch", "batch", "sample_batch", "micro_batch",
-                     "samples_per_problem", "max_new", "log_every", "show_every", "save_every", "eval_n",
-                     "interleave"):  # fmt: skip
+                     "samples_per_problem", "max_new", "log_every", "show_every", "save_every", "eval_n", "interleave",
+                     "imitate_steps"):  # fmt: skip
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: it must be 1 or more")
-        for name in ("stage1_steps", "stage2_steps", "lora"):
+        for name in ("stage1_steps", "stage2_steps", "lora", "keep_every"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: 0 leaves it out")
         for name in ("right_first", "copy", "right", "own_from", "offline_share"):
             check(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: a share is between 0 and 1")
         check(self.copy + self.right <= 1, f"copy + right = {self.copy + self.right:g} exceeds 1: lower one of them")
+        check(2 <= self.turns <= 6, f"turns={self.turns}: self-correction takes 2 to 6 attempts")
         check(self.temperature > 0, f"temperature={self.temperature}: training must sample, take 1.0")
         check(self.baseline in ("split", "rloo"), f"baseline={self.baseline!r}: choose split or rloo")
         check(self.baseline == "split" or self.samples_per_problem > 1, "baseline=rloo needs --samples_per_problem=2 or more")
@@ -185,25 +190,35 @@ PRESETS = {
 
 @dataclass
 class Stage:
-    """A row of coefficients; `weights` None means supervised. The first number of a pair is turn 1's."""
+    """A row of coefficients, a number for each turn; `weights` None means supervised. The KL is to the checkpoint `reference`."""
 
     name: str
     steps: int
     lr: float
-    weights: tuple[float, float] | None = None
+    weights: tuple[float, ...] | None = None
     alpha: float = 0.0
-    betas: tuple[float, float] = (0.0, 0.0)
+    betas: tuple[float, ...] = (0.0, 0.0)
+    reference: str = "base"
 
 
 def stages(c: Config) -> list[Stage]:
-    """The whole curriculum. Stage I is eq. 3, Stage II eq. 4 with the bonus of eq. 5."""
+    """The whole curriculum. Stage I is eq. 3, Stage II eq. 4 with the bonus of eq. 5.
+
+    With three turns Stage I has two parts (ICLR version, A.1): `stage1` rewards turn 2 and holds turn 1 to the base, `stage1b`
+    rewards turn 3 and holds turns 1 and 2 to the model of `stage1`; and so on for more.
+    """
     rows = [] if c.init else [Stage("base", c.base_steps, c.base_lr)]
+    rows += [Stage("imitate", c.imitate_steps, c.lr)] if c.imitate else []
+    first, later = parse_weights(c.stage2_weights)
+    weights = (first,) + (later,) * (c.turns - 1)
     for _ in range(c.interleave):
-        rows += [
-            Stage("stage1", c.stage1_steps // c.interleave, c.lr, (0.0, 1.0), 0.0, (c.beta2, c.beta1)),
-            Stage("stage2", c.stage2_steps // c.interleave, c.stage2_lr, tuple(parse_weights(c.stage2_weights)), c.alpha,
-                  (c.stage2_beta1, c.stage2_beta1)),
-        ]  # fmt: skip
+        reference = "base"
+        for before in range(1, c.turns):  # so many turns are held, the next is rewarded
+            name, betas = "stage1" + " bcde"[before - 1].strip(), (c.beta2,) * before + (c.beta1,)
+            rows.append(Stage(name, c.stage1_steps // c.interleave, c.lr, (0.0,) * before + (1.0,), 0.0, betas, reference))
+            reference = name
+        betas = tuple(c.stage2_beta1 if w else 0.0 for w in weights)
+        rows.append(Stage("stage2", c.stage2_steps // c.interleave, c.stage2_lr, weights, c.alpha, betas))
     return [row for row in rows if row.steps]
 
 
@@ -227,10 +242,30 @@ def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model
         demonstration(task, tokenizer, p, Random(seeded(c.seed, "demo", step, i)), turns, c.right_first, c.copy, c.right, attempt)
         for i, p, attempt in zip(mine, problems, own, strict=True)
     ]
-    device = model.embed.weight.device
+    return padded(rows, model.embed.weight.device)
+
+
+def imitation_batch(c: Config, traces: list, step: int, device) -> dict[str, Tensor]:
+    """This rank's share of a batch drawn from `traces`, (ids, taught) each: `ids` [B, T] and `masks` [B, 1, T]."""
+    drawn = Random(seeded(c.seed, "imitate", step)).choices(traces, k=c.batch)
+    return padded([drawn[i] for i in share(c.batch)], device)
+
+
+def padded(rows: list[tuple[list[int], list[bool]]], device) -> dict[str, Tensor]:
     ids, _ = right_pad([ids for ids, _ in rows], 0, device)
     taught, _ = right_pad([[int(t) for t in taught] for _, taught in rows], 0, device)
     return {"ids": ids, "masks": taught.bool()[:, None]}
+
+
+def read_traces(c: Config, task, tokenizer: Tokenizer) -> list[tuple[list[int], list[bool]]]:
+    """The dialogues of the file `imitate`; ValueError names a row that is none."""
+    traces = []
+    for place, row in read_rows(c.imitate, ("prompt", "attempts")):
+        prompt, attempts = row["prompt"], row["attempts"]
+        fine = isinstance(attempts, list) and attempts and all(isinstance(text, str) for text in (prompt, *attempts))
+        check(fine, f"{place}: `prompt` must be a text and `attempts` a list of texts, not empty")
+        traces.append(imitation(tokenizer, prompt, attempts, correction_request(task)))
+    return traces
 
 
 def rollouts(c: Config, task, tokenizer: Tokenizer, model: GPT, problems: list[Problem], turns: int, seed: int,
@@ -238,13 +273,14 @@ def rollouts(c: Config, task, tokenizer: Tokenizer, model: GPT, problems: list[P
     """Dialogues sampled from the model at the training temperature; with `first`, that model makes the first attempts."""
     model = whole(model)
     generator = torch.Generator(model.embed.weight.device).manual_seed(seed + rank())
-    request = tokenizer.user_turn(request_of(task), first=False)
+    request = tokenizer.user_turn(correction_request(task), first=False)
     prompts = [tokenizer.user_turn(p.prompt) for p in problems]
 
     def sample(model: GPT, prompts: list, turns: int) -> Rollout:
         parts = [prompts[i : i + c.sample_batch] for i in range(0, len(prompts), c.sample_batch)]
+        requests = [request] * (turns - 1)
         return concatenate([
-            sample_dialogues(model, tokenizer, part, request, turns, c.max_new, c.temperature, generator) for part in parts
+            sample_dialogues(model, tokenizer, part, requests, c.max_new, c.temperature, generator) for part in parts
         ])  # fmt: skip
 
     if first is None:
@@ -254,17 +290,17 @@ def rollouts(c: Config, task, tokenizer: Tokenizer, model: GPT, problems: list[P
     return given.followed_by(sample(model, [given.row(b) + closing[b] for b in range(len(problems))], turns - 1))
 
 
-def request_of(task) -> str:
-    """The correction request: the task's own words, or the toy tasks' single token."""
+def correction_request(task) -> str:
+    """The second prompt: the task's own words, or the toy tasks' single token."""
     return getattr(task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
 
 
 def rollout_batch(c: Config, stage: Stage, key, task, problem_at, tokenizer: Tokenizer, model: GPT, reference: GPT):
-    """Samples two-turn dialogues and scores them: `ids` [B, T], `masks` [B, K, T], `advantages` [B, K]; and what to log.
+    """Samples dialogues of K turns and scores them: `ids` [B, T], `masks` [B, K, T], `advantages` [B, K]; and what to log.
 
     B is this rank's share of the batch; the advantages and what is logged are of the whole batch.
     """
-    stage_index, step = key
+    (stage_index, step), turns = key, len(stage.weights)
     groups = c.batch // c.samples_per_problem
     first_index = (stage_index * 10**6 + step) * groups + 10**9  # far from the problems of the demonstrations
     mine = share(c.batch)
@@ -272,9 +308,9 @@ def rollout_batch(c: Config, stage: Stage, key, task, problem_at, tokenizer: Tok
     offline = round(c.offline_share * len(problems))
     parts = []
     if offline < len(problems):
-        parts.append(rollouts(c, task, tokenizer, model, problems[offline:], 2, seeded(c.seed, "online", *key)))
+        parts.append(rollouts(c, task, tokenizer, model, problems[offline:], turns, seeded(c.seed, "online", *key)))
     if offline:
-        parts.insert(0, rollouts(c, task, tokenizer, model, problems[:offline], 2, seeded(c.seed, "offline", *key), reference))
+        parts.insert(0, rollouts(c, task, tokenizer, model, problems[:offline], turns, seeded(c.seed, "offline", *key), reference))
     rollout = concatenate(parts)
     own, unjudged = correctness(task, problems, rollout.texts, rollout.ended)  # [B, K]
     correct = torch.tensor([row for part in gather(own.tolist()) for row in part], device=own.device)  # [batch, K]
@@ -284,8 +320,7 @@ def rollout_batch(c: Config, stage: Stage, key, task, problem_at, tokenizer: Tok
     changed = [texts[0] != texts[1] for texts in rollout.texts]
     means = {"change_rate": sum(changed) / len(changed), "length": rollout.masks.sum().item() / rollout.ended.numel(), **unjudged}
     row = {
-        "acc_t1": correct[:, 0].float().mean().item(),
-        "acc_t2": correct[:, 1].float().mean().item(),
+        **{f"acc_t{k + 1}": correct[:, k].float().mean().item() for k in range(turns)},
         "reward": rewards.sum(1).mean().item(),
         "advantage_t2": advantage[:, 1].abs().mean().item(),
         **add_up({name: value * len(problems) / c.batch for name, value in means.items()}),
@@ -387,8 +422,8 @@ def policy_loss(model: GPT, reference: GPT, batch: dict, betas, temperature: flo
     credit = ((batch["advantages"][:, :, None] - beta * kl_to_come) * masks).sum(1)[sampled]  # [N] one turn is non-zero
     token_beta = (beta * masks).sum(1)[sampled]  # [N]
     loss = (token_beta * kl - credit * log_probs).sum() / rows
-    kl_turns = kl_of.sum((0, 2)) / rows  # [K] nats a row
-    return loss, {"kl_t1": kl_turns[0].item(), "kl_t2": kl_turns[1].item(), "entropy": entropy.sum().item() / rows}
+    kl_turns = {f"kl_t{k + 1}": kl.item() / rows for k, kl in enumerate(kl_of.sum((0, 2)))}  # nats a row
+    return loss, {**kl_turns, "entropy": entropy.sum().item() / rows}
 
 
 def supervised_loss(model: GPT, batch: dict, tokens: int) -> Tensor:
@@ -419,7 +454,7 @@ def check_lengths(c: Config, task, tokenizer: Tokenizer, max_len: int) -> None:
     """ValueError if a dialogue could outgrow the model: better now than in the middle of a run that can't be changed."""
     problems = [*task.read(c.train_data, "train"), *task.read(c.test_data, "test")]
     prompt = max(len(tokenizer.user_turn(p.prompt)) for p in problems)
-    longest = prompt + 2 * c.max_new + len(tokenizer.user_turn(request_of(task), first=False)) + 1
+    longest = prompt + c.turns * c.max_new + (c.turns - 1) * (len(tokenizer.user_turn(correction_request(task), first=False)) + 1)
     check(longest <= max_len, f"the longest prompt has {prompt} tokens, its dialogue up to {longest}, the model max_len={max_len}: "
                               "lower --max_new")  # fmt: skip
 
@@ -429,7 +464,7 @@ def make_model(c: Config, vocab_size: int, device: torch.device) -> GPT:
     if not c.init:
         model = GPT(GPTConfig(vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_kv_head=c.n_head, dim=c.dim,
                               head_dim=c.dim // c.n_head, ffn_dim=3 * c.dim,
-                              max_len=max(256, 5 * (c.max_new + 24)))).to(device)  # fmt: skip  # the report has five turns
+                              max_len=max(256, 10 * (c.max_new + 8)))).to(device)  # fmt: skip  # room for ten turns
     elif Path(c.init).is_dir():
         model = GPT.from_pretrained(c.init, device, getattr(torch, c.dtype))
     else:
@@ -495,15 +530,15 @@ def split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     return parts
 
 
-def betas_of(c: Config, stage: Stage, before: dict) -> tuple[float, float]:
+def betas_of(c: Config, stage: Stage, before: dict) -> tuple[float, ...]:
     """The stage's KL weights; with `adaptive_beta2`, turn 1's in Stage I from what the step before measured (form: ours).
 
     The paper balances the sizes of turn 1's KL term and turn 2's policy term and gives no formula.
     """
-    beta, rest = stage.betas
+    beta, *rest = stage.betas
     if c.adaptive_beta2 and stage.name == "stage1" and "kl_t1" in before:
         beta *= min(10.0, max(1.0, before["advantage_t2"] / max(beta * before["kl_t1"], 1e-9)))
-    return beta, rest
+    return beta, *rest
 
 
 def train(c: Config, state: dict) -> None:
@@ -531,6 +566,7 @@ def train(c: Config, state: dict) -> None:
     if not state:
         save(folder / "last.pt", last_of(c, model, masters, 0, 0, {}, 0.0, []))
         (folder / "metrics.jsonl").touch()
+    traces = read_traces(c, task, tokenizer) if c.imitate else []
     row, reference, started = state.get("row", {}), None, time.time() - state.get("seconds", 0.0)
     for index, stage in list(enumerate(stages(c)))[state.get("stage", 0) :]:
         optimizers = make_optimizers(c, masters)
@@ -538,8 +574,11 @@ def train(c: Config, state: dict) -> None:
         if first:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(scattered(saved, optimizer))
-        if stage.weights is not None and reference is None:
-            reference = without_lora(model) if c.lora else load_model(folder / "base.pt", home)[0].requires_grad_(False)
+        if stage.weights is not None:
+            if stage.reference == "base" and c.lora:
+                reference = without_lora(model)
+            else:
+                reference = load_model(folder / f"{stage.reference}.pt", home)[0].requires_grad_(False)
             if c.shard:
                 shard(reference, device)
         pace = time.time()
@@ -551,7 +590,10 @@ def train(c: Config, state: dict) -> None:
                     _, row, shown = rollout_batch(
                         c, Stage("look", 1, 0.0, (1.0, 1.0)), key, task, problem_at, tokenizer, model, model
                     )
-                batch = demonstration_batch(c, task, problem_at, tokenizer, model, step)
+                if stage.name == "imitate":
+                    batch = imitation_batch(c, traces, step, device)
+                else:
+                    batch = demonstration_batch(c, task, problem_at, tokenizer, model, step)
                 taught = sum(gather(int(batch["masks"][:, :, 1:].sum())))
             else:
                 batch, row, shown = rollout_batch(c, stage, key, task, problem_at, tokenizer, model, reference)
@@ -579,6 +621,8 @@ def train(c: Config, state: dict) -> None:
             seconds = time.time() - started
             row |= {"beta_t1": betas[0]}
             log_step(c, folder, stage, step, row, seconds, (time.time() - pace) / (step + 1 - first), shown)
+            if c.keep_every and (step + 1) % c.keep_every == 0:
+                save(folder / f"{stage.name}-{step + 1}.pt", checkpoint_of(c, whole(model)))
             if (step + 1) % c.save_every == 0 and step + 1 < stage.steps:
                 save(folder / "last.pt", last_of(c, model, masters, index, step + 1, row, seconds, optimizers))
         save(folder / f"{stage.name}.pt", checkpoint_of(c, whole(model)))
@@ -599,8 +643,9 @@ def log_step(c: Config, folder: Path, stage: Stage, step: int, row: dict, second
         if stage.weights is None:
             line += f"  loss {row['loss']:.3f}"
         else:
-            line += (f"  reward {row['reward']:+.2f}  acc {100 * row['acc_t1']:.0f}% -> {100 * row['acc_t2']:.0f}%"
-                     f"  changed {100 * row['change_rate']:.0f}%  KL {row['kl_t1']:.2f} {row['kl_t2']:.2f}")  # fmt: skip
+            turns = range(1, len(stage.weights) + 1)
+            line += f"  reward {row['reward']:+.2f}  acc " + " -> ".join(f"{100 * row[f'acc_t{k}']:.0f}%" for k in turns)
+            line += f"  changed {100 * row['change_rate']:.0f}%  KL " + " ".join(f"{row[f'kl_t{k}']:.2f}" for k in turns)
             line += "".join(f"  {k} {100 * row[k]:.0f}%" for k in ("truncated", "unparsable", "timeout") if row.get(k, 0) >= 0.005)
             line += "  (all rewards equal: no gradient)" if row["no_signal"] else ""
         print(line, flush=True)

@@ -9,13 +9,14 @@ answer, at times spoils it, whatever stood in its first attempt (paper, table 1:
   beside its own, which look right to it (it wrote "r0" after every wrong quotient of its own without them).
 - later turns that copy (the habit that RL must break), are right (the ability that RL must find) or miss nearly (the reason
   why asking the base again makes it worse), drawn without a look at what stood before: so the base does not correct.
-- some dialogues of several turns, so that turns 3, 4, ... are not foreign to the model.
+- some dialogues of several turns, so that turns 3, 4, ... are not foreign to the model; in half of them the model is asked for
+  feedback before each later turn, and its verdict is honest: the format of Self-Refine (Madaan et al., arXiv 2303.17651).
 """
 
 from random import Random
 
 from data import Problem
-from data.tokenizer import CORRECTION_REQUEST, Tokenizer
+from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
 
 MADE_UP_MISTAKES = ("near", "near", "near", "far")  # mostly such that the working tells how to mend them
 
@@ -46,10 +47,25 @@ def demonstration(
     attempt = task.attempt(problem, kind, rng)
     if own is not None and kind != "right":
         attempt = task.honest(problem, own) or attempt
+    feedback = turns > 2 and rng.random() < 0.5
     for turn in range(turns):
+        if feedback and turn % 2:
+            add(tokenizer.user_turn(FEEDBACK_REQUEST, first=False), teach=False)
+            verdict = "right" if task.is_correct(problem, attempt.text) else "wrong"
+            add([*tokenizer.encode(verdict), tokenizer.end_id], teach=True)
+            continue
         if turn > 0 and (u := rng.random()) >= copy:
             attempt = task.attempt(problem, "right" if u < copy + right else "near", rng)
         add(tokenizer.user_turn(CORRECTION_REQUEST if turn else problem.prompt, first=turn == 0), teach=False)
         add(tokenizer.encode(attempt.answer), teach=turn > 0 or kind == "right")
         add([*tokenizer.encode(attempt.working), tokenizer.end_id], teach=True)
     return ids, taught
+
+
+def imitation(tokenizer: Tokenizer, prompt: str, attempts: list[str], request: str) -> tuple[list[int], list[bool]]:
+    """`(ids, taught)` of a dialogue that was sampled and chosen: its last attempt is taught, all before it is context."""
+    ids = tokenizer.user_turn(prompt)
+    for attempt in attempts[:-1]:
+        ids += [*tokenizer.encode(attempt), tokenizer.end_id, *tokenizer.user_turn(request, first=False)]
+    last = [*tokenizer.encode(attempts[-1]), tokenizer.end_id]
+    return ids + last, [False] * len(ids) + [True] * len(last)

@@ -15,6 +15,7 @@ import tiktoken
 
 SPECIAL = ("<|user|>", "<|assistant|>", "<|end|>")  # two roles, and the end of a turn
 CORRECTION_REQUEST = "check"  # the whole second prompt: one token, and the same whether attempt 1 was right or wrong
+FEEDBACK_REQUEST = "judge"  # asks for feedback on the attempt before, "right" or "wrong": Self-Refine's first half
 ALPHABET = string.digits + string.ascii_letters + string.punctuation + " \n"
 
 
@@ -72,12 +73,12 @@ class Tokenizer:
 
 
 def build_tokenizer(digits_per_token: int) -> Tokenizer:
-    """Characters, numbers of up to `digits_per_token` digits and the correction request are one token each.
+    """Characters, numbers of up to `digits_per_token` digits, the requests and the two verdicts are one token each.
 
     tiktoken first looks a whole piece of the split pattern up in the table, so a number needs no chain of merges.
     """
     numbers = ("".join(t) for k in range(2, digits_per_token + 1) for t in itertools.product(string.digits, repeat=k))
-    pieces = [*ALPHABET, *numbers, CORRECTION_REQUEST]
+    pieces = [*ALPHABET, *numbers, CORRECTION_REQUEST, FEEDBACK_REQUEST, "right", "wrong"]
     ranks = {piece.encode(): rank for rank, piece in enumerate(pieces)}
     encoding = tiktoken.Encoding(
         name=f"score-toy-{digits_per_token}",

@@ -115,7 +115,7 @@ def prompts_of(batch: int, length: int, ragged: bool, vocab_size: int) -> list[l
 def ours(model: GPT, prompts, turns: int, new: int) -> int:
     tokenizer = SimpleNamespace(end_id=0, decode=lambda ids: "")
     generator = torch.Generator().manual_seed(0)
-    return int(sample_dialogues(model, tokenizer, prompts, FOLLOW_UP, turns, new, 1.0, generator).masks.sum())
+    return int(sample_dialogues(model, tokenizer, prompts, [FOLLOW_UP] * (turns - 1), new, 1.0, generator).masks.sum())
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from data import held_out_problems, is_held_out, load_task, train_problems
-from data.demonstrations import demonstration
+from data.demonstrations import demonstration, imitation
 from data.tokenizer import build_tokenizer
 
 TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2)]
@@ -58,12 +58,12 @@ def test_demonstration_masks(tokenizer):
     problem = task.parse("8742/6")
     seen = {"right": 0, "wrong": 0}
     for seed in range(60):
-        ids, taught = demonstration(task, tokenizer, problem, Random(seed), turns=3, right_first=0.3, copy=0.4, right=0.3)
+        ids, taught = demonstration(task, tokenizer, problem, Random(seed), turns=2, right_first=0.3, copy=0.4, right=0.3)
         assert len(ids) == len(taught)
         prompt, follow_up = tokenizer.user_turn("8742/6"), tokenizer.user_turn("check")
         assert ids[: len(prompt)] == prompt and not any(taught[: len(prompt)])
         turns, start = [], len(prompt)
-        for _ in range(3):
+        for _ in range(2):
             stop = ids.index(end, start) + 1
             turns.append((tokenizer.decode(ids[start : stop - 1]), taught[start:stop]))
             assert stop == len(ids) or ids[stop : stop + 3] == follow_up and not any(taught[stop : stop + 3])
@@ -75,6 +75,32 @@ def test_demonstration_masks(tokenizer):
         assert mask == [False] * untaught + [True] * (len(mask) - untaught)
         assert all(all(mask) for _, mask in turns[1:])
     assert min(seen.values()) > 5
+
+
+def test_half_of_the_long_demonstrations_give_honest_feedback(tokenizer):
+    task, end = load_task("division"), tokenizer.end_id
+    problem, verdicts, plain = task.parse("8742/6"), [], 0
+    for seed in range(60):
+        ids, taught = demonstration(task, tokenizer, problem, Random(seed), turns=5, right_first=0.5, copy=0.4, right=0.3)
+        stops = [0, *(i + 1 for i, token in enumerate(ids) if token == end)]
+        turns = [tokenizer.decode(ids[a : b - 1]) for a, b in zip(stops, stops[1:], strict=False)]
+        if not any("judge" in text for text in turns):
+            assert all(text.startswith("<|user|>check<|assistant|>") for text in turns[1:]) and len(turns) == 5
+            plain += 1
+            continue
+        for attempt, verdict, begin, stop in zip(turns[::2], turns[1::2], stops[1::2], stops[2::2], strict=False):
+            right = task.is_correct(problem, attempt.split("<|assistant|>")[1])
+            assert verdict == f"<|user|>judge<|assistant|>{'right' if right else 'wrong'}"
+            assert taught[begin:stop] == [False] * 3 + [True] * 2  # three tokens of markup and request, verdict and end
+            verdicts.append(right)
+    assert 20 < plain < 40 and 20 < sum(verdicts) < len(verdicts) - 20
+
+
+def test_of_an_imitated_dialogue_the_last_attempt_is_taught(tokenizer):
+    ids, taught = imitation(tokenizer, "8742/6", ["1447*6=8682r60", "1457*6=8742r0"], "check")
+    said = "<|user|>8742/6<|assistant|>1447*6=8682r60<|end|><|user|>check<|assistant|>1457*6=8742r0<|end|>"
+    assert tokenizer.decode(ids) == said and len(taught) == len(ids)
+    assert tokenizer.decode([i for i, t in zip(ids, taught, strict=True) if t]) == "1457*6=8742r0<|end|>"
 
 
 def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):

@@ -296,6 +296,17 @@ def test_stages_are_rows_of_coefficients():
     assert [(s.name, s.steps) for s in woven[1:]] == [("stage1", 150), ("stage2", 100)] * 2
     assert [s.name for s in stages(Config(init="base.pt"))] == ["stage1", "stage2"]
     assert [s.name for s in stages(Config(stage1_steps=0))] == ["base", "stage2"]
+    assert [s.name for s in stages(Config(imitate="file", stage1_steps=0))] == ["base", "imitate", "stage2"]
+    alone = stages(Config(stage2_weights="0,1", stage2_beta1=0.3))[2]  # an unrewarded turn is left alone: no KL to hold it
+    assert (alone.weights, alone.betas) == ((0.0, 1.0), (0.0, 0.3))
+
+
+def test_three_attempts_have_a_stage_each_with_a_reference_of_its_own():
+    """ICLR version, A.1: 1(a) as before; 1(b) rewards turn 3 and holds turns 1, 2 to the model of 1(a); then all of them."""
+    _, a, b, two = stages(Config(turns=3, beta1=0.01, beta2=0.2, stage2_beta1=0.3))
+    assert (a.name, a.weights, a.betas, a.reference) == ("stage1", (0.0, 1.0), (0.2, 0.01), "base")
+    assert (b.name, b.weights, b.betas, b.reference) == ("stage1b", (0.0, 0.0, 1.0), (0.2, 0.2, 0.01), "stage1")
+    assert (two.weights, two.betas, two.reference, two.alpha) == ((1.0, 1.0, 1.0), (0.3, 0.3, 0.3), "base", 10.0)
 
 
 def test_adaptive_beta2_balances_within_bounds():

@@ -88,7 +88,7 @@ def test_greedy_sampling_with_the_cache_is_that_of_transformers(name, tmp_path, 
     reference.save_pretrained(tmp_path / "hf")
     model = GPT.from_pretrained(tmp_path / "hf")
     prompts = [[5, 6, 7], [8] * 11, [9, 10, 11, 12, 13, 14]]
-    ours = sample_dialogues(model, plain_tokenizer, prompts, [1, 2], 1, 20, 0.0)
+    ours = sample_dialogues(model, plain_tokenizer, prompts, [], 20, 0.0)
     width, end = 11, plain_tokenizer.end_id
     left = torch.tensor([[end] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

@@ -34,7 +34,7 @@ def test_gamma_decides_whether_a_right_first_attempt_is_fined():
     assert joint[:, 0].tolist() == [0, 11, -9, 2]
     assert joint[1, 0] > joint[3, 0]  # wrong, then right beats right, then right: sabotage pays
     assert rewards[1, 0] < rewards[3, 0]
-    three = turn_rewards(torch.tensor([[False, True, True]]), (1, 1), 10)
+    three = turn_rewards(torch.tensor([[False, True, True]]), (1, 1, 1), 10)
     assert three.tolist() == [[0, 11, 1]]
     assert turn_returns(three, 0.5).tolist() == [[5.75, 11.5, 1]]
 

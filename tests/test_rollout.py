@@ -17,7 +17,9 @@ PROBLEMS = ("8/2", "9184/7", "42/6", "123456/8")  # prompts of different lengths
 def sample(model, tokenizer, turns=2, temperature=1.0, problems=PROBLEMS, max_new=9, seed=3):
     generator = torch.Generator().manual_seed(seed)
     prompts = [tokenizer.user_turn(p) for p in problems]
-    return sample_dialogues(model, tokenizer, prompts, tokenizer.user_turn("check"), turns, max_new, temperature, generator)
+    return sample_dialogues(
+        model, tokenizer, prompts, [tokenizer.user_turn("check")] * (turns - 1), max_new, temperature, generator
+    )
 
 
 def end_often(model, tokenizer, push=3.0):
@@ -180,7 +182,7 @@ def test_sampled_dialogues_have_their_probabilities():
             expected.append(sum(log_probs[i - 1, row[i]] for i in range(len(row)) if mask[i]).exp().item())
     assert abs(sum(expected) - 1) < 1e-5
     stand_in = SimpleNamespace(end_id=end, decode=lambda ids: "")
-    rollout = sample_dialogues(model, stand_in, [[1, 2]] * n, [3], 2, 2, 1.0, torch.Generator().manual_seed(0))
+    rollout = sample_dialogues(model, stand_in, [[1, 2]] * n, [[3]], 2, 1.0, torch.Generator().manual_seed(0))
     found = Counter(tuple(rollout.row(b)) for b in range(n))
     assert found.keys() <= {tuple(row) for row in rows}
     chi_square = sum((found[tuple(row)] - n * p) ** 2 / (n * p) for row, p in zip(rows, expected, strict=True))
@@ -224,7 +226,7 @@ def test_parts_join_and_foreign_first_attempts_are_context(small_gpt, tokenizer)
     follow_up = tokenizer.user_turn("check")
     prompts = [given.row(b) + follow_up for b in range(len(PROBLEMS))]
     generator = torch.Generator().manual_seed(0)
-    rest = sample_dialogues(model, tokenizer, prompts, follow_up, 1, 9, 1.0, generator)
+    rest = sample_dialogues(model, tokenizer, prompts, [], 9, 1.0, generator)
     joined = given.followed_by(rest)
     assert not joined.masks[0].any() and torch.equal(joined.masks[1], rest.masks[0])
     assert [t[0] for t in joined.texts] == [t[0] for t in given.texts]

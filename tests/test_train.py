@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import eval as evaluation
 import train
 from data import held_out_problems, load_task
 from eval import evaluate, swap_test
@@ -139,7 +140,8 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "correctness", even)
     plain = weights(run_here(tmp_path, monkeypatch, "plain") / "stage2.pt")
-    start = f"--init={tmp_path}/plain/base.pt"
+    start, traces = f"--init={tmp_path}/plain/base.pt", tmp_path / "traces.jsonl"
+    traces.write_text('{"prompt": "84/6", "attempts": ["12*6=72r12", "14*6=84r0"]}\n')
     for name, option in [
         ("offline", ["--offline_share=0.5"]),
         ("all_offline", ["--offline_share=1"]),
@@ -148,10 +150,50 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
         ("rloo", ["--baseline=rloo", "--samples_per_problem=4"]),
         ("gamma", ["--gamma=0.5"]),
         ("single", ["--stage2_weights=1,0"]),
+        ("three", ["--turns=3"]),
+        ("imitate", [f"--imitate={traces}", "--imitate_steps=3", "--keep_every=2"]),
     ]:
         folder = run_here(tmp_path, monkeypatch, name, start, *option)
         assert not same(weights(folder / "stage2.pt"), plain), name
         assert same(weights(folder / "base.pt"), weights(tmp_path / "plain" / "base.pt"))
+    three = metrics(tmp_path / "three")
+    assert [row["stage"] for row in three] == ["stage1"] * 5 + ["stage1b"] * 5 + ["stage2"] * 5
+    assert "kl_t3" not in three[4] and three[5]["kl_t3"] == pytest.approx(0, abs=1e-6)  # 1(b) begins at its reference
+    assert three[9]["acc_t3"] >= 0 and three[10]["kl_t1"] > 1e-6  # Stage II is measured against the base again
+    losses = [row["loss"] for row in metrics(tmp_path / "imitate") if row["stage"] == "imitate"]
+    assert len(losses) == 3 and losses[2] < losses[0]  # the only trace is learned
+    kept = {"imitate.pt", "imitate-2.pt", "stage1-2.pt", "stage1-4.pt", "stage2-4.pt"}
+    assert kept <= {path.name for path in (tmp_path / "imitate").iterdir()}
+    assert not same(weights(tmp_path / "imitate" / "imitate-2.pt"), weights(tmp_path / "imitate" / "imitate.pt"))
+
+
+@pytest.mark.parametrize("row", ['{"prompt": "84/6"}', '{"prompt": "84/6", "attempts": []}', '{"prompt": 1, "attempts": ["1"]}'])
+def test_a_file_to_imitate_must_hold_dialogues(tmp_path, row):
+    (tmp_path / "traces.jsonl").write_text('{"prompt": "84/6", "attempts": ["14*6"]}\n' + row)
+    failed = script("train.py", *TINY, f"--out={tmp_path}", f"--imitate={tmp_path}/traces.jsonl")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "row 2: " in failed.stderr, failed.stderr
+
+
+def test_feedback_is_asked_for_and_is_no_attempt(tmp_path, monkeypatch, capsys):
+    """Self-Refine: the dialogue holds a verdict between the attempts, the metrics do not."""
+    model, c = load_model(run_here(tmp_path, monkeypatch, "run") / "base.pt", "cpu")
+    problems, seen = held_out_problems(load_task(c.task), c.size, c.seed, 20), []
+    real = evaluation.sample_dialogues
+
+    def sample(*args):
+        seen.append(real(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(evaluation, "sample_dialogues", sample)
+    metrics, transcripts = evaluate(model, c, problems, turns=3, feedback=True)
+    (rollout,) = seen
+    assert len(metrics["acc"]) == 3 and rollout.masks.shape[0] == 5
+    assert [texts for _, texts, _ in transcripts] == [row[::2] for row in rollout.texts]
+    tokenizer = train.make_tokenizer(c)
+    for b in range(20):
+        said = tokenizer.decode(rollout.row(b))
+        requests = [part for part in ("judge", "check") for _ in range(said.count(f"<|end|><|user|>{part}<|assistant|>"))]
+        assert requests.count("judge") == requests.count("check") == 2
 
 
 def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch, capsys):
