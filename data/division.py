@@ -26,7 +26,17 @@ def parse(prompt: str) -> Problem:
 
 
 def is_correct(problem: Problem, text: str) -> bool:
-    return text.split("*", 1)[0] == problem.answer
+    return graded(text) == problem.answer
+
+
+def graded(text: str) -> str:
+    """The part of an attempt that counts: two attempts are votes for the same answer if it is equal."""
+    return text.split("*", 1)[0]
+
+
+def level(problem: Problem) -> int:
+    """The divisor: 2 is easy, 7 hard."""
+    return int(problem.prompt.split("/")[1])
 
 
 def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:

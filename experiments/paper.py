@@ -1,0 +1,408 @@
+"""The paper's tables and figures on the toy task, with error bars: trains the grid of methods, measures them, reports.
+
+    python experiments/paper.py                 every method on five seeds, the sweeps on three; goes on where it was stopped
+    python experiments/paper.py --quick         one seed with few steps, to see that it runs: nothing is learned to the end
+    python experiments/paper.py --report        tables and pictures again, from experiments/results/paper.json
+
+A method is a row of METHODS: settings of train.py's one loop, or a filter that makes the dialogues it imitates. All methods of
+a seed share its base, those with a Stage I that of `score`, and all have as many rollouts and updates (STEPS) and the same
+held-out problems. Each run takes one core; `--workers` of them go on side by side.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+
+import torch
+
+from data import Problem, load_task, train_problems
+from eval import evaluate, held_out_of, swap_test, without_nan
+from model import GPT
+from train import Config, load, load_model, make_tokenizer, open_run, save, train
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results"
+GRIDS = {  # settings beside train.py's defaults
+    "full": dict(stage1_steps=190, stage2_steps=120, eval_n=1000),
+    "quick": dict(stage1_steps=30, stage2_steps=20, eval_n=200),
+}
+ATTEMPTS = 10
+SAMPLES = 32  # dialogues of each problem for the majority vote
+KEPT = ("score", "both", "pair", "pair+")  # methods whose checkpoints on the way are measured, too
+
+
+@dataclass(frozen=True)
+class Method:
+    label: str
+    settings: dict = field(default_factory=dict)  # of train.Config, beside the grid's own
+    start: str = "base"  # whose weights it starts from: base, or stage1, that of `score`
+    traces: str = ""  # what it imitates: star, pair, oracle; with + right first attempts are in it, too
+    trained: bool = True  # False: only measured, as it stands
+    seeds: int = 5
+
+
+def grid(kind: str) -> dict[str, Method]:
+    """All methods, in the order in which they are trained."""
+    one, two = steps_of(kind)
+    plain = dict(stage1_steps=0, stage2_steps=one + two, stage2_lr=Config.lr, alpha=0.0, stage2_beta1=0.01)
+    no_rl, third = dict(stage1_steps=0, stage2_steps=0), (one + two) // 3
+    imitation = no_rl | dict(imitate_steps=third)
+    sweep = {f"alpha={a:g}": Method(f"α = {a:g}", dict(alpha=a), "stage1", seeds=3) for a in (1.0, 3.0, 30.0)}
+    sweep |= {f"beta1={b:g}": Method(f"Stage II's β1 = {b:g}", dict(stage2_beta1=b), "stage1", seeds=3) for b in (0.01, 0.1, 1.0)}
+    sweep |= {f"beta2={b:g}": Method(f"β2 = {b:g}", dict(beta2=b), seeds=3) for b in (0.02, 1.0)}
+    sweep |= {f"stage1={n}": Method(f"Stage I of {n} updates", dict(stage1_steps=n, stage2_steps=one + two - n), seeds=3)
+              for n in ((one + two) // 4, 3 * (one + two) // 4)}  # fmt: skip
+    return {
+        "base": Method("base", no_rl),
+        "score": Method("SCoRe"),
+        "both": Method("plain RL, both turns", plain),
+        "standard": Method("plain RL, turn 2 alone", plain | dict(stage2_weights="0,1")),
+        "single": Method("single-turn RL", plain | dict(stage2_weights="1,0")),
+        "no_stage1": Method("SCoRe without Stage I", dict(stage1_steps=0, stage2_steps=one + two, stage2_lr=Config.lr)),
+        "no_bonus": Method("SCoRe without the bonus", dict(alpha=0.0), "stage1"),
+        "stage1": Method("Stage I", start="stage1", trained=False),
+        "self_refine": Method("Self-Refine", trained=False),
+        "pair": Method("Pair-SFT D", no_rl | dict(imitate_steps=one + two), traces="pair"),
+        "pair+": Method("Pair-SFT D+", no_rl | dict(imitate_steps=one + two), traces="pair+"),
+        "star": Method("STaR D", imitation, traces="star"),
+        "star+": Method("STaR D+", imitation, traces="star+"),
+        "oracle": Method("oracle SFT", no_rl | dict(imitate_steps=one + two), traces="oracle"),
+        "star_two": Method("STaR D+ as Stage II", no_rl | dict(imitate_steps=two // 3), "stage1", "star+"),
+        "offline": Method("no online first attempts", dict(offline_share=1.0)),
+        "offline_too": Method("half of them offline in Stage II", dict(offline_share=0.5), "stage1"),
+        "interleaved": Method("stages interleaved (v1)", dict(interleave=2)),
+        "gamma=0.8": Method("γ = 0.8 in Stage II", dict(gamma=0.8), "stage1"),
+        "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0), "stage1"),
+        "rloo": Method("RLOO by problem", dict(baseline="rloo", samples_per_problem=4)),
+        "score3": Method("SCoRe, three attempts", dict(turns=3, stage1_steps=one), "stage1"),
+        **sweep,
+    }
+
+
+def steps_of(kind: str) -> tuple[int, int]:
+    return GRIDS[kind]["stage1_steps"], GRIDS[kind]["stage2_steps"]
+
+
+# ------------------------------------------------------------------------------------------------------ one run
+
+
+def run(kind: str, out: str, name: str, seed: int) -> None:
+    """Trains a method on a seed, or goes on with it, and writes what is measured: <out>/seed<N>/<name>/result.json."""
+    torch.set_num_threads(1)
+    folder, method, started = Path(out) / f"seed{seed}" / name, grid(kind)[name], time.time()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+        start = folder.parent / ("score/stage1.pt" if method.start == "stage1" else "base/base.pt")
+        keep_every = max(1, sum(steps_of(kind)) // 6) if name in KEPT else 0
+        own = dict(seed=seed, out=str(folder.parent), name=name, keep_every=keep_every, report=False, device="cpu")
+        c = Config(**{**GRIDS[kind], **method.settings, **own})
+        if not method.trained:
+            last = start
+        elif method.traces:
+            last = imitate(c, method.traces, start)
+        else:
+            if method.start == "stage1" and not (folder / "last.pt").exists():
+                behind_stage1(start.parent, c)
+            go_on(c if name == "base" else dataclasses.replace(c, init=str(folder.parent / "base" / "base.pt")))
+            last = folder / ("base.pt" if name == "base" else "stage2.pt")
+        minutes = (time.time() - started) / 60
+        model, base = load_model(last, "cpu")[0], load_model(folder.parent / "base" / "base.pt", "cpu")[0]
+        found = measure(model, base, c, feedback=name == "self_refine", votes=method.seeds == 5)
+        found["kept"] = kept(folder, base, c)
+    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "commit": commit()}
+    result = about | found | {"curve": learning_curve(folder / "metrics.jsonl")}
+    draft = folder / "result.tmp"
+    draft.write_text(json.dumps(rounded(without_nan(result))) + "\n")
+    os.replace(draft, folder / "result.json")
+
+
+def go_on(c: Config) -> None:
+    """train.py, from the start or from where it was stopped."""
+    folder = Path(c.out) / c.name
+    if not (folder / "last.pt").exists():
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    train(*open_run(c, str(folder) if (folder / "last.pt").exists() else ""))
+
+
+def behind_stage1(source: Path, c: Config) -> None:
+    """Makes a run of config c that has Stage I behind it: the weights, reference and curve of the run `source`."""
+    folder = Path(c.out) / c.name
+    c = dataclasses.replace(c, init=str(source.parent / "base" / "base.pt"))
+    for file in ("base.pt", "stage1.pt"):
+        shutil.copy(source / file, folder)
+    rows = (source / "metrics.jsonl").read_text().splitlines()[: c.stage1_steps]
+    (folder / "metrics.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    row = json.loads(rows[-1])
+    progress = {"stage": 1, "step": 0, "row": row, "seconds": row["seconds"], "optimizers": []}
+    save(folder / "last.pt", load(source / "stage1.pt") | {"config": dataclasses.asdict(c)} | progress)
+
+
+def imitate(c: Config, kind: str, start: Path) -> Path:
+    """Supervised rounds, each from the same start: STaR samples each round's dialogues with the model of the round before."""
+    last, rounds = start, 3 if kind.startswith("star") else 1
+    for number in range(1, rounds + 1):
+        folder = Path(c.out) / c.name / f"round{number}"
+        traces = folder.with_suffix(".jsonl")
+        if not traces.exists():
+            model, _ = load_model(last, "cpu")
+            rows = dialogues_to_imitate(model, c, kind, c.imitate_steps * c.batch, number)
+            traces.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(traces.with_suffix(".tmp"), traces)
+        go_on(dataclasses.replace(c, out=str(folder.parent), name=folder.name, init=str(start), imitate=str(traces)))
+        last = folder / "imitate.pt"
+    return last
+
+
+def dialogues_to_imitate(model: GPT, c: Config, kind: str, n: int, number: int) -> list[dict]:
+    """Samples n dialogues on training problems and keeps those that the method imitates: rows of `prompt` and `attempts`."""
+    star, plus, task, samples = kind.startswith("star"), kind != kind.removesuffix("+"), load_task(c.task), 1
+    if kind.startswith("pair"):
+        samples = 16  # of each problem, so that a wrong one meets a right one
+    problem_at = train_problems(task, c.size, c.seed)
+    problems = [problem_at((number * 10**7 + i) // samples) for i in range(n)]
+    _, transcripts = evaluate(model, c, problems, turns=2 if star else 1, temperature=1.0)
+    if star:
+        rows = star_rows(transcripts, plus)
+    elif kind == "oracle":
+        rng = Random(c.seed)
+        rows = [(p, texts[0], task.attempt(p, "right", rng).text) for p, texts, _ in transcripts]
+    else:
+        rows = pair_rows(transcripts, plus, Random(c.seed))
+    if not rows:
+        raise ValueError(f"none of {n} sampled dialogues is one that {kind} imitates: a base that is trained longer has some")
+    return [{"prompt": problem.prompt, "attempts": list(attempts)} for problem, *attempts in rows]
+
+
+def star_rows(transcripts: list, plus: bool) -> list[tuple[Problem, str, str]]:
+    """STaR (Zelikman et al., arXiv 2203.14465): sampled dialogues that go from wrong to right; with D+ those right twice, too."""
+    return [(p, *texts[:2]) for p, texts, right in transcripts if right[1] and (plus or not right[0])]
+
+
+def pair_rows(transcripts: list, plus: bool, rng: Random) -> list[tuple[Problem, str, str]]:
+    """Pair-SFT (Welleck et al., arXiv 2211.00053): a wrong first attempt, then another sample's right one; D+: right ones, too."""
+    right_ones = defaultdict(list)
+    for problem, texts, right in transcripts:
+        if right[0]:
+            right_ones[problem.prompt].append(texts[0])
+    return [(p, texts[0], rng.choice(right_ones[p.prompt])) for p, texts, right in transcripts
+            if right_ones[p.prompt] and (plus or not right[0])]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ what is measured
+
+
+def measure(model: GPT, base: GPT, c: Config, feedback: bool, votes: bool) -> dict:
+    """All that the report shows of a model."""
+    task, problems = load_task(c.task), held_out_of(c, c.eval_n)
+    problem_at = train_problems(task, c.size, c.seed)
+    practised = list({p.prompt: p for p in map(problem_at, range(3 * c.eval_n))}.values())[: c.eval_n]
+    greedy, transcripts = evaluate(model, c, problems, turns=2 if feedback else ATTEMPTS, feedback=feedback)
+    on_training, seen = evaluate(model, c, practised, feedback=feedback)
+    found = {
+        "greedy": greedy,
+        "sampled": evaluate(model, c, problems, temperature=1.0, feedback=feedback)[0],
+        "training": on_training,
+    }
+    found["distances"] = {"held-out": distances(transcripts), "training": distances(seen)}
+    found["levels"] = by_level(task, transcripts)
+    found["swap"] = swap_test(model, c, transcripts)
+    found["fixed"] = evaluate(model, c, after_first_attempts_of(base, c, problems))[0]
+    if votes:
+        few = problems[: c.eval_n // 4]
+        tokenizer = make_tokenizer(c)
+        _, samples = evaluate(model, c, [p for p in few for _ in range(SAMPLES)], temperature=0.7)
+        found["votes"] = vote_curves(samples, lambda text: len(tokenizer.encode(text)) + 1, getattr(task, "graded", str))
+    return found
+
+
+def distances(transcripts: list) -> list[int]:
+    """A histogram of the edit distance ratio of both attempts, 20 bins from 0 to 1."""
+    from eval import edit_distance_ratio
+
+    counts = [0] * 20
+    for _, texts, _ in transcripts:
+        counts[min(19, int(20 * edit_distance_ratio(*texts[:2])))] += 1
+    return counts
+
+
+def by_level(task, transcripts: list) -> dict[str, list[int]]:
+    """Of each level: problems, right first attempts, i→c, c→i."""
+    counts = defaultdict(lambda: [0] * 4)
+    for problem, _, (first, second, *_) in transcripts:
+        for i, yes in enumerate((True, first, second and not first, first and not second)):
+            counts[str(task.level(problem))][i] += yes
+    return dict(sorted(counts.items()))
+
+
+def after_first_attempts_of(base: GPT, c: Config, problems: list[Problem]) -> list[Problem]:
+    """The problems with the base's greedy first attempt as given: turn 2 on mistakes that are not the model's own."""
+    _, transcripts = evaluate(base, c, problems, turns=1)
+    return [p._replace(given=texts[0] or " ") for p, texts, _ in transcripts]
+
+
+def kept(folder: Path, base: GPT, c: Config) -> list[dict]:
+    """Over training: acc_t2 and the fix rate after the model's own first attempts and after the base's, on 500 problems."""
+    problems = held_out_of(c, c.eval_n)[:500]
+    fixed, rows, stages_before = after_first_attempts_of(base, c, problems), [], {"stage2": c.stage1_steps}
+    paths = [p for p in folder.rglob("*-*.pt") if p.stem.split("-")[0] in ("imitate", "stage1", "stage2")]
+    for path in paths:
+        stage, step = path.stem.split("-")
+        model, _ = load_model(path, "cpu")
+        row = {"update": int(step) + stages_before.get(stage, 0)}
+        for name, some in (("own", problems), ("fixed", fixed)):
+            metrics, _ = evaluate(model, c, some)
+            row |= {f"{name} {key}": metrics[key] for key in ("acc_t1", "acc_t2", "fix_rate", "c_to_i")}
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["update"])
+
+
+def vote_curves(samples: list, tokens, graded) -> list[dict]:
+    """Majority votes from SAMPLES dialogues of each problem: K first attempts against K / 2 that are corrected once each.
+
+    Accuracy and tokens sampled a problem, averaged over the disjoint groups of K. The second vote is over the corrected answers.
+    """
+    rows, groups = [], [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
+    for k in (2, 4, 8, 16, 32):
+        row = {"k": k}
+        for name, turn, size in (("parallel", 0, k), ("corrected", 1, k // 2)):
+            parts = [group[i : i + size] for group in groups for i in range(0, SAMPLES, size)]
+            row[name] = sum(vote([(graded(texts[turn]), right[turn]) for _, texts, right in part]) for part in parts) / len(parts)
+            spent = sum(tokens(text) for part in parts for _, texts, _ in part for text in texts[: turn + 1])
+            row[f"{name} tokens"] = spent / len(parts)
+        rows.append(row)
+    return rows
+
+
+def vote(answers: list[tuple[str, bool]]) -> bool:
+    """Whether the commonest of (answer, is it right) is right; of equally common ones the first counts."""
+    winner, _ = Counter(answer for answer, _ in answers).most_common(1)[0]
+    return dict(answers)[winner]
+
+
+def learning_curve(path: Path) -> dict[str, list[float]]:
+    """Accuracy of both attempts and the change rate of the rollouts, means of five updates."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if row["stage"].startswith("stage")]
+    blocks = [rows[i : i + 5] for i in range(0, len(rows), 5)]
+    return {key: [sum(row[key] for row in block) / len(block) for block in blocks] for key in ("acc_t1", "acc_t2", "change_rate")}
+
+
+def rounded(value):
+    """Four digits are plenty for shares of a thousand problems, and keep the file small."""
+    if isinstance(value, dict):
+        return {key: rounded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+# ------------------------------------------------------------------------------------------------------ the whole grid
+
+
+def jobs_of(kind: str, seeds: list[int]) -> list[tuple[str, int]]:
+    """(method, seed) in the order of their start: three seeds of the methods, the sweeps, then the other seeds."""
+    methods = grid(kind)
+    main = [name for name in methods if methods[name].seeds == 5]
+    sweeps = [] if kind == "quick" else [name for name in methods if methods[name].seeds < 5]
+    return [*((name, s) for s in seeds[:3] for name in main), *((name, s) for s in seeds[:3] for name in sweeps),
+            *((name, s) for s in seeds[3:] for name in main)]  # fmt: skip
+
+
+def work_of(name: str, kind: str) -> float:
+    """A job's share of the work in updates, roughly: for the ETA alone."""
+    method, (one, two) = grid(kind)[name], steps_of(kind)
+    if name == "base":
+        return 200.0
+    if not method.trained:
+        return 15.0
+    if method.traces:
+        return 15.0 + 0.6 * method.settings["imitate_steps"] * (3 if method.traces.startswith("star") else 1)
+    return 20.0 + (1.5 * (one + two) if name == "score3" else two if method.start == "stage1" else one + two)
+
+
+def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> None:
+    """Runs what has no result yet, each job when those it starts from are done; a job that fails is named at the end."""
+    jobs = jobs_of(kind, seeds)
+    done = {job for job in jobs if (out / f"seed{job[1]}" / job[0] / "result.json").exists()}
+    todo, running, failed = [job for job in jobs if job not in done], {}, {}
+    started, total = time.time(), sum(work_of(name, kind) for name, _ in todo)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while todo or running:
+            for job in list(todo):
+                name, seed = job
+                needs = {"base": []}.get(name, ["base"] + ["score"] * (grid(kind)[name].start == "stage1"))
+                if len(running) < workers and all((need, seed) in done for need in needs):
+                    todo.remove(job)
+                    running[pool.submit(run, kind, str(out), name, seed)] = job
+                elif any((need, seed) in failed for need in needs):
+                    todo.remove(job)
+                    failed[job] = "what it starts from failed"
+            if not running:
+                break
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job = running.pop(future)
+                if error := future.exception():
+                    failed[job] = repr(error)
+                else:
+                    done.add(job)
+                left = sum(work_of(name, kind) for name, _ in [*todo, *running.values()])
+                passed = time.time() - started
+                eta = passed * left / max(1.0, total - left) / 60
+                print(f"{len(done)}/{len(jobs)}  seed {job[1]} {job[0]:<12} {'FAILED' if job in failed else 'done'}  "
+                      f"{passed / 60:.0f} min, ETA {eta:.0f} min", flush=True)  # fmt: skip
+    for (name, seed), error in failed.items():
+        print(f"seed {seed} {name}: {error}; its log is {out}/seed{seed}/{name}/log.txt")
+
+
+def gather_results(out: Path, path: Path) -> list[dict]:
+    """All results under `out` and those of other seeds and methods that `path` has already; writes `path`."""
+    old = json.loads(path.read_text()) if path.exists() else []
+    new = [json.loads(file.read_text()) for file in sorted(out.glob("seed*/*/result.json"))]
+    rows = {(row["seed"], row["method"]): row for row in [*old, *new]}
+    found = [rows[key] for key in sorted(rows)]
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps, into out/paper-quick")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and pictures of the results there are")
+    parser.add_argument("--seeds", default="", help="e.g. 0,1,2; default 0,1,2,3,4, with --quick 0")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, a core each")
+    args = parser.parse_args()
+    kind = "quick" if args.quick else "full"
+    out = ROOT / "out" / ("paper-quick" if args.quick else "paper")
+    place = out if args.quick else RESULTS
+    seeds = [int(s) for s in args.seeds.split(",")] if args.seeds else [0] if args.quick else [0, 1, 2, 3, 4]
+    out.mkdir(parents=True, exist_ok=True)
+    if not args.report:
+        run_all(kind, out, seeds, args.workers)
+    from experiments.paper_report import write_report
+
+    results = gather_results(out, place / "paper.json")
+    if not results:
+        sys.exit(f"error: no results under {out}: run without --report first")
+    print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")
+
+
+if __name__ == "__main__":
+    main()
