@@ -232,7 +232,7 @@ def seeded(*key) -> int:
 
 def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model: GPT, step: int) -> dict[str, Tensor]:
     """Dialogues to imitate: `ids` [B, T] and `masks` [B, 1, T], the tokens that the loss counts."""
-    turns = 5 if step % 4 == 3 else 2  # one batch in four has long dialogues, else turns 3, 4, ... would be foreign
+    turns = {3: 5, 7: 10}.get(step % 8, 2)  # one batch in four has long dialogues, else turns 3, 4, ... would be foreign
     mine = share(max(1, c.base_batch * 2 // turns))
     problems = [problem_at(step * c.base_batch + i) for i in mine]
     own = [None] * len(mine)
@@ -699,9 +699,9 @@ def leave(code: int) -> None:
 
 def check_ranks(c: Config, device: torch.device) -> None:
     """One-line ValueErrors for what several processes can't do."""
-    rows, gpus = c.batch if c.init else min(c.batch, c.base_batch * 2 // 5), torch.cuda.device_count()
+    rows, gpus = c.batch if c.init else min(c.batch, c.base_batch * 2 // 10), torch.cuda.device_count()
     if ranks() > 1:
-        check(rows >= ranks(), f"{rows} rows (--batch, or 2/5 of --base_batch) are too few for {ranks()} processes: one each")
+        check(rows >= ranks(), f"{rows} rows (--batch, or 1/5 of --base_batch) are too few for {ranks()} processes: one each")
         check(device.type != "mps", "several processes need CUDA or --device=cpu: MPS can't add up their gradients")
         check(device.type == "cpu" or int(os.environ["LOCAL_RANK"]) < gpus, f"only {gpus} GPUs here: lower --nproc_per_node")
 

@@ -39,7 +39,7 @@ GRIDS = {  # settings beside train.py's defaults
     "quick": dict(stage1_steps=30, stage2_steps=20, eval_n=200),
 }
 ATTEMPTS = 10
-SAMPLES = 32  # dialogues of each problem for the majority vote
+SAMPLES, BUDGETS = 32, (2, 4, 8, 16, 32)  # for the majority vote: dialogues of each problem, and attempts that vote
 KEPT = ("score", "both", "pair", "pair+")  # methods whose checkpoints on the way are measured, too
 
 
@@ -274,7 +274,7 @@ def vote_curves(samples: list, tokens, graded) -> list[dict]:
     Accuracy and tokens sampled a problem, averaged over the disjoint groups of K. The second vote is over the corrected answers.
     """
     rows, groups = [], [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
-    for k in (2, 4, 8, 16, 32):
+    for k in BUDGETS:
         row = {"k": k}
         for name, turn, size in (("parallel", 0, k), ("corrected", 1, k // 2)):
             parts = [group[i : i + size] for group in groups for i in range(0, SAMPLES, size)]

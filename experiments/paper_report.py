@@ -111,7 +111,8 @@ def swap_table(r: Results) -> str:
     rows = []
     for m in r.there(MAIN):
         cells = [cell(r.values(m, lambda row, k=k: row["swap"]["wrong_first"][k])) for k in kinds]
-        gap = cell(r.values(m, lambda row: row["swap"]["wrong_first"]["own"] - row["swap"]["wrong_first"]["wrong"]), True)
+        swaps = [row for row in r.values(m, lambda row: row["swap"]["wrong_first"]) if row["n"]]
+        gap = cell([swap["own"] - swap["wrong"] for swap in swaps], True)
         rows.append([r.labels[m], *cells, gap])
     return markdown(
         ["method", "its own", "a near miss", "unrelated wrong", "another problem's", "the right one", "own − unrelated"], rows
@@ -142,14 +143,18 @@ def attempts_table(r: Results) -> str:
     return markdown(["method", *(str(k) for k in range(1, 11))], rows)
 
 
+def budgets(r: Results) -> list[int]:
+    return [point["k"] for point in next(iter(r.of["score"].values()))["votes"]]
+
+
 def votes_table(r: Results) -> str:
-    rows = []
+    rows, ks = [], budgets(r)
     for m in r.there(("base", "both", "pair+", "score")):
         for way in ("parallel", "corrected"):
-            cells = [cell(r.values(m, lambda row, i=i, w=way: row["votes"][i][w])) for i in range(5)]
-            spent = r.values(m, lambda row, w=way: row["votes"][4][f"{w} tokens"])
+            cells = [cell(r.values(m, lambda row, i=i, w=way: row["votes"][i][w])) for i in range(len(ks))]
+            spent = r.values(m, lambda row, w=way: row["votes"][-1][f"{w} tokens"])
             rows.append([r.labels[m], way, *cells, f"{sum(spent) / len(spent):.0f}"])
-    return markdown(["method", "samples", "K = 2", "4", "8", "16", "32", "tokens a problem at 32"], rows)
+    return markdown(["method", "samples", *(f"K = {k}" for k in ks), f"tokens a problem at {ks[-1]}"], rows)
 
 
 def level_table(r: Results) -> str:
@@ -286,19 +291,17 @@ def draw_attempts(r: Results, path: Path) -> str:
 
 def draw_votes(r: Results, path: Path) -> str:
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.7), sharey=True)
+    ks = budgets(r)
     for m in r.there(("base", "both", "score")):
         for way, style in (("parallel", "--"), ("corrected", "-")):
             curves = r.values(m, lambda row, w=way: [point[w] for point in row["votes"]])
-            tokens = [
-                sum(t) / len(t) for t in zip(*r.values(m, lambda row, w=way: [p[f"{w} tokens"] for p in row["votes"]]), strict=True)
-            ]
+            spent = r.values(m, lambda row, w=way: [point[f"{w} tokens"] for point in row["votes"]])
             label = f"{r.labels[m]}, " + ("K first attempts" if way == "parallel" else "K/2, each corrected")
-            band(axes[0], [2, 4, 8, 16, 32], curves, COLORS[m], label, style)
-            band(axes[1], tokens, curves, COLORS[m], None, style)
-    axes[0].set(
-        xlabel="attempts sampled a problem, K", ylabel="majority is right, T = 0.7 (%)", xscale="log", xticks=[2, 4, 8, 16, 32]
-    )
-    axes[0].set_xticklabels([2, 4, 8, 16, 32])
+            band(axes[0], ks, curves, COLORS[m], label, style)
+            band(axes[1], [sum(t) / len(t) for t in zip(*spent, strict=True)], curves, COLORS[m], None, style)
+    axes[0].set(xlabel="attempts sampled a problem, K", ylabel="majority is right, T = 0.7 (%)")
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xticks(ks, ks)
     axes[1].set(xlabel="tokens sampled a problem", xscale="log")
     axes[0].legend(frameon=False, fontsize=8)
     return finish(figure, axes, path)

@@ -24,7 +24,7 @@ from train import Config, load, save, share
 
 ROOT = Path(__file__).parent.parent
 ROWS = 9  # two ranks have 4 and 5 of them
-BASE = Config(size=2, n_layer=1, dim=32, base_steps=4, base_batch=7, own_from=1.0, stage1_steps=1, stage2_steps=2, batch=ROWS,
+BASE = Config(size=2, n_layer=1, dim=32, base_steps=4, base_batch=11, own_from=1.0, stage1_steps=1, stage2_steps=2, batch=ROWS,
               micro_batch=2, base_lr=0.005, lr=0.005, stage2_lr=0.005, optimizer="adamw", save_every=1, device="cpu",
               report=False)  # fmt: skip
 CASES = {  # bfloat16 with single rows: a weight's gradient is rounded once a micro-batch, so these must hold the same rows
@@ -290,10 +290,10 @@ def test_refusals(words, mend):
 def test_more_processes_than_rows_or_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(train, "ranks", lambda: 8)
     cpu = torch.device("cpu")
-    train.check_ranks(replace(BASE, batch=8, base_batch=20), cpu)
+    train.check_ranks(replace(BASE, batch=8, base_batch=40), cpu)
     for c, device, mend in [
-        (replace(BASE, batch=7, base_batch=20), cpu, "7 rows"),
-        (replace(BASE, batch=8, base_batch=19), cpu, "7 rows"),
+        (replace(BASE, batch=7, base_batch=40), cpu, "7 rows"),
+        (replace(BASE, batch=8, base_batch=39), cpu, "7 rows"),
         (replace(BASE, batch=8, init="base.pt"), torch.device("mps"), "CUDA or --device=cpu"),
         (replace(BASE, batch=8, init="base.pt"), torch.device("cuda"), "GPUs here"),
     ]:
@@ -322,7 +322,7 @@ def wait_for_rows(process: subprocess.Popen, folder: Path, n: int) -> None:
 def test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two(tmp_path):
     """Two ranks, of which one is killed in Stage I; one process goes on and is killed; two finish."""
     folder = tmp_path / "run"
-    words = ["--size=2", "--n_layer=1", "--dim=32", "--base_steps=6", "--base_batch=8", "--stage1_steps=12", "--stage2_steps=12",
+    words = ["--size=2", "--n_layer=1", "--dim=32", "--base_steps=6", "--base_batch=10", "--stage1_steps=12", "--stage2_steps=12",
              "--batch=17", "--micro_batch=5", "--save_every=2", "--log_every=2", "--device=cpu", "--max_new=6", "--report=false",
              f"--out={tmp_path}", "--name=run"]  # fmt: skip
     process = start(2, *words)
