@@ -522,11 +522,14 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    """The batch in micro-batches of `size` rows, each as wide as its longest row needs."""
-    parts = [{name: t[i : i + size] for name, t in batch.items()} for i in range(0, len(batch["ids"]), size)]
-    for part in parts:
-        width = int(part["masks"].any(1).any(0).nonzero().max()) + 1
-        part |= {"ids": part["ids"][:, :width], "masks": part["masks"][:, :, :width]}
+    """The batch in micro-batches of `size` rows of about equal length, each as wide as its longest row needs."""
+    sampled = batch["masks"].any(1)  # [B, T]
+    lengths = (sampled * torch.arange(1, sampled.shape[1] + 1, device=sampled.device)).amax(1)  # [B] up to the last sampled token
+    parts = []
+    for rows in lengths.argsort(stable=True).split(size):
+        width = int(lengths[rows].max())
+        part = {name: t[rows] for name, t in batch.items()}
+        parts.append(part | {"ids": part["ids"][:, :width], "masks": part["masks"][:, :, :width]})
     return parts
 
 

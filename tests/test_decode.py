@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import model as model_module
 from model import KVCache, add_lora, linear, packed
 from rollout import decoder
 
@@ -74,8 +75,10 @@ def test_rows_of_the_cache_change_places(small_gpt):
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 4, 5), (1, 5), (0, 5)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_onednn_multiplies_as_torch_does(shape, bias):
-    """Values and gradients, for tensors that are views or expanded, too."""
+@pytest.mark.parametrize("intel", [True, False])
+def test_onednn_multiplies_as_torch_does(shape, bias, intel, monkeypatch):
+    """Values and gradients, for tensors that are views or expanded, too; on any machine as on Intel's and as on others."""
+    monkeypatch.setattr(model_module, "INTEL", intel)
     x, w = torch.randn(*shape, requires_grad=True), torch.randn(6, 5, requires_grad=True)
     inputs = [x, w, *([torch.randn(6, requires_grad=True)] if bias else [])]
     ours, theirs = linear(*inputs), F.linear(*inputs)

@@ -173,6 +173,8 @@ def test_micro_batches_add_up(policy, reference, size):
     batch = random_batch()
     loss, parts = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
     whole, total, sums = gradient(loss, policy), 0.0, 0.0
+    widths = [micro["ids"].shape[1] for micro in split(batch, size)]
+    assert widths == {1: [6, 7, 8, 9, 10, 11, 11], 3: [8, 11, 11]}[size]  # rows of like lengths stand together
     for micro in split(batch, size):
         loss, part = policy_loss(policy, reference, micro, (0.2, 0.1), 1.0, 7)
         total, sums = total + gradient(loss, policy), sums + part["kl_t2"]
