@@ -35,12 +35,13 @@ from train import Config, load, load_model, make_tokenizer, open_run, save, trai
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 GRIDS = {  # settings beside train.py's defaults
-    "full": dict(stage1_steps=190, stage2_steps=120, eval_n=1000),
+    "full": dict(stage1_steps=Config.stage1_steps, stage2_steps=Config.stage2_steps, eval_n=1000),
     "quick": dict(stage1_steps=30, stage2_steps=20, eval_n=200),
 }
 ATTEMPTS = 10
 SAMPLES, BUDGETS = 32, (2, 4, 8, 16, 32)  # for the majority vote: dialogues of each problem, and attempts that vote
 KEPT = ("score", "both", "pair", "pair+")  # methods whose checkpoints on the way are measured, too
+LONG = ("base", "pair+", "both", "stage1", "score", "score3")  # methods that make ten attempts and vote
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def run(kind: str, out: str, name: str, seed: int) -> None:
             last = folder / ("base.pt" if name == "base" else "stage2.pt")
         minutes = (time.time() - started) / 60
         model, base = load_model(last, "cpu")[0], load_model(folder.parent / "base" / "base.pt", "cpu")[0]
-        found = measure(model, base, c, feedback=name == "self_refine", votes=method.seeds == 5)
+        found = measure(model, base, c, feedback=name == "self_refine", long=name in LONG)
         found["kept"] = kept(folder, base, c)
-    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "commit": commit()}
+    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "batch": c.batch, "commit": commit()}
     result = about | found | {"curve": learning_curve(folder / "metrics.jsonl")}
     draft = folder / "result.tmp"
     draft.write_text(json.dumps(rounded(without_nan(result))) + "\n")
@@ -203,12 +204,12 @@ def pair_rows(transcripts: list, plus: bool, rng: Random) -> list[tuple[Problem,
 # ------------------------------------------------------------------------------------------------------ what is measured
 
 
-def measure(model: GPT, base: GPT, c: Config, feedback: bool, votes: bool) -> dict:
-    """All that the report shows of a model."""
+def measure(model: GPT, base: GPT, c: Config, feedback: bool, long: bool) -> dict:
+    """All that the report shows of a model; if `long`, ten attempts and majority votes."""
     task, problems = load_task(c.task), held_out_of(c, c.eval_n)
     problem_at = train_problems(task, c.size, c.seed)
     practised = list({p.prompt: p for p in map(problem_at, range(3 * c.eval_n))}.values())[: c.eval_n]
-    greedy, transcripts = evaluate(model, c, problems, turns=2 if feedback else ATTEMPTS, feedback=feedback)
+    greedy, transcripts = evaluate(model, c, problems, turns=ATTEMPTS if long else 2, feedback=feedback)
     on_training, seen = evaluate(model, c, practised, feedback=feedback)
     found = {
         "greedy": greedy,
@@ -219,7 +220,7 @@ def measure(model: GPT, base: GPT, c: Config, feedback: bool, votes: bool) -> di
     found["levels"] = by_level(task, transcripts)
     found["swap"] = swap_test(model, c, transcripts)
     found["fixed"] = evaluate(model, c, after_first_attempts_of(base, c, problems))[0]
-    if votes:
+    if long:
         few = problems[: c.eval_n // 4]
         tokenizer = make_tokenizer(c)
         _, samples = evaluate(model, c, [p for p in few for _ in range(SAMPLES)], temperature=0.7)
@@ -257,10 +258,10 @@ def kept(folder: Path, base: GPT, c: Config) -> list[dict]:
     problems = held_out_of(c, c.eval_n)[:500]
     fixed, rows, stages_before = after_first_attempts_of(base, c, problems), [], {"stage2": c.stage1_steps}
     paths = [p for p in folder.rglob("*-*.pt") if p.stem.split("-")[0] in ("imitate", "stage1", "stage2")]
-    for path in paths:
-        stage, step = path.stem.split("-")
+    for path in [folder.parent / "base" / "base.pt", *paths]:
+        stage, _, step = path.stem.partition("-")
         model, _ = load_model(path, "cpu")
-        row = {"update": int(step) + stages_before.get(stage, 0)}
+        row = {"update": int(step or 0) + stages_before.get(stage, 0)}
         for name, some in (("own", problems), ("fixed", fixed)):
             metrics, _ = evaluate(model, c, some)
             row |= {f"{name} {key}": metrics[key] for key in ("acc_t1", "acc_t2", "fix_rate", "c_to_i")}

@@ -348,9 +348,10 @@ def write_report(rows: list[dict], labels: dict[str, str], place: Path) -> Path:
     one, two = score["steps"]
     text = f"""# The paper's tables and figures, made again on the toy task
 
-Made by `python experiments/paper.py`: division with three-digit quotients, {one} + {two} updates of 256 rollouts for each method,
-{score["greedy"]["n"]} held-out problems a seed. Percent, mean ± 95 % interval over seeds (Student's t); greedy unless said. Seeds
-share neither problems nor weights; within a seed all methods start from one base. The numbers of every run: `paper.json`.
+Made by `python experiments/paper.py`: division with three-digit quotients, {one} + {two} updates of {score["batch"]} rollouts
+for each method, {score["greedy"]["n"]} held-out problems a seed. Percent, mean ± 95 % interval over seeds (Student's t); greedy
+unless said. Seeds share neither problems nor weights; within a seed all methods start from one base. The numbers of every run:
+`paper.json`.
 
 ## 1. Methods (tables 1 and 2 of the paper)
 

@@ -110,7 +110,7 @@ def test_every_method_runs_and_the_report_is_written(tmp_path, monkeypatch):
     assert same("star_two/round1/base.pt", "score/stage1.pt")
     assert results["self_refine"]["greedy"]["acc_t1"] == results["base"]["greedy"]["acc_t1"]
     assert results["stage1"]["fixed"]["acc_t1"] == results["base"]["greedy"]["acc_t1"]  # the base's attempts
-    assert [row["update"] for row in results["score"]["kept"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["update"] for row in results["score"]["kept"]] == [0, 1, 2, 3, 4, 5, 6, 7]
     assert len(results["score3"]["greedy"]["acc"]) == 10 and len(results["score"]["votes"]) == 2
 
     pytest.importorskip("matplotlib")
