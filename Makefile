@@ -1,4 +1,4 @@
-.PHONY: run test bench clean
+.PHONY: run test paper bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,9 @@ run: $(VENV)/ready
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
+
+paper: $(VENV)/ready
+	$(VENV)/bin/python experiments/paper.py
 
 bench: $(VENV)/ready
 	$(VENV)/bin/python experiments/bench.py

@@ -10,9 +10,13 @@ shortest):
     attempt(problem, kind, rng) -> Attempt a demonstration: kind is "right", "near" (a near miss) or "far" (wrong)
     honest(problem, text) -> Attempt       a sampled attempt with its working made true; None if nothing can be made of it
 
+and may have, for experiments/paper.py: `graded(text) -> str`, the part of an attempt that counts (votes for it are added up), and
+`level(problem)`, a number for its difficulty.
+
 One that reads them from files (`data/gsm8k.py`, `math.py`, `mbpp.py`, `humaneval.py`), for pretrained models, has these:
 
     CORRECTION_REQUEST                     the second prompt, the same whether the first attempt was right or wrong
+    FEEDBACK_REQUEST                       what eval.py --feedback asks before it (Self-Refine)
     read(path, split) -> [Problem]         split is "train" or "test"; ValueError names the file, the row and what is wrong
     verdicts(pairs) -> [str]               of (problem, text) pairs: "right", "wrong", "unparsable" or "timeout" each
 

@@ -4,9 +4,9 @@ Prompts and checker are those of `data/math.py`.
 """
 
 from data import Problem, read_rows
-from data.math import CORRECTION_REQUEST, problem, verdicts
+from data.math import CORRECTION_REQUEST, FEEDBACK_REQUEST, problem, verdicts
 
-__all__ = ["CORRECTION_REQUEST", "read", "verdicts"]
+__all__ = ["CORRECTION_REQUEST", "FEEDBACK_REQUEST", "read", "verdicts"]
 
 
 def read(path: str, split: str) -> list[Problem]:

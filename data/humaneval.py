@@ -10,7 +10,7 @@ import json
 import re
 
 from data import Problem, read_rows
-from data.mbpp import CORRECTION_REQUEST as CORRECTION_REQUEST
+from data.mbpp import CORRECTION_REQUEST, FEEDBACK_REQUEST  # noqa: F401 (the same words)
 from data.sandbox import Job, program_in, run_tests
 
 

@@ -16,6 +16,11 @@ CORRECTION_REQUEST = (
     f"Then write the whole solution anew, and nothing besides. {ENDING}"
 )
 
+FEEDBACK_REQUEST = (
+    "Go through the solution above step by step: is every step right, and does it answer the question? Say what is wrong and "
+    "where, or that it is right. Do not write a new solution yet."
+)
+
 
 def read(path: str, split: str) -> list[Problem]:
     """The file's problems; ValueError names the row that has no problem text or no answer that the checker can read."""

@@ -20,6 +20,10 @@ CORRECTION_REQUEST = (
     "# The program above may have an error. Look for it, correct it if there is one, and write the program again.\n"
     "# Output the final program only."
 )
+FEEDBACK_REQUEST = (
+    "# Review the program above against the task and each of the tests: say what is wrong and where, or that it is right.\n"
+    "# Do not write a new program yet."
+)
 EXAMPLES = (
     (
         "Write a function that returns the longest word of a sentence, the first of them if there are several.",

@@ -454,7 +454,7 @@ def test_tasks_read_their_files(tmp_path):
     row = {"question": "How many?", "answer": "3*4=<<3*4=12>>1,200\n#### 1,200", "attempt": "9"}
     (only,) = gsm8k.read(write_rows(tmp_path / "b.jsonl", row), "test")
     assert only.answer == "1,200" and only.given == "9" and only.prompt.endswith("How many?")
-    assert gsm8k.CORRECTION_REQUEST == math.CORRECTION_REQUEST
+    assert gsm8k.CORRECTION_REQUEST == math.CORRECTION_REQUEST and gsm8k.FEEDBACK_REQUEST == math.FEEDBACK_REQUEST
     ending = "Final Answer: The final answer is $answer$. I hope it is correct."
     assert ending in only.prompt and gsm8k.CORRECTION_REQUEST.endswith(ending)
     pairs = [(only, ending.replace("answer$", f"{text}$")) for text in ("1200", "1{,}200", "120", "\\frac{1}{", "")]

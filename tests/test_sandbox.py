@@ -436,7 +436,7 @@ def test_tasks_and_splits_of_mbpp(tmp_path):
 def test_the_prompts_examples_pass_their_own_tests_and_requests_say_nothing_of_the_verdict():
     jobs = [Job(code, "\n".join(tests), tuple(mbpp.used_of(code, "\n".join(tests))[0])) for _, tests, code in mbpp.EXAMPLES]
     assert run_tests(jobs) == ["right"] * 3
-    assert humaneval.CORRECTION_REQUEST == mbpp.CORRECTION_REQUEST
+    assert humaneval.CORRECTION_REQUEST == mbpp.CORRECTION_REQUEST and humaneval.FEEDBACK_REQUEST == mbpp.FEEDBACK_REQUEST
     assert all(line.startswith("# ") for line in mbpp.CORRECTION_REQUEST.splitlines()) and "may" in mbpp.CORRECTION_REQUEST
 
 
