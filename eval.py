@@ -73,7 +73,8 @@ def answer(model: GPT, c: Config, tokenizer: Tokenizer, prompts: list[list[int]]
     With `feedback` it is asked for feedback before each later attempt (Self-Refine): `2 * turns - 1` turns in all.
     """
     task = load_task(c.task)
-    asked = [getattr(task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)] * feedback + [correction_request(task)]
+    asked = [getattr(task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)] if feedback else []
+    asked.append(correction_request(task))
     requests = [tokenizer.user_turn(text, first=False) for text in asked] * (turns - 1)
     generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
     return [
@@ -94,7 +95,7 @@ def evaluate(model: GPT, c: Config, problems: list[Problem], turns: int = 2, tem
 
     Problems with a given first attempt are for offline repair: it stands in the place of turn 1, and turn 2 is the model's.
     """
-    tokenizer, given = make_tokenizer(c), [p.given for p in problems]
+    tokenizer, given, stride = make_tokenizer(c), [p.given for p in problems], 2 if feedback else 1  # feedback is no attempt
     if any(given) and not (all(given) and turns > 1 and not feedback):
         raise ValueError("offline repair needs a given first attempt for every problem, 2 turns or more, and no --feedback")
     if any(given):
@@ -102,8 +103,8 @@ def evaluate(model: GPT, c: Config, problems: list[Problem], turns: int = 2, tem
     else:
         prompts, own_turns = [tokenizer.user_turn(p.prompt) for p in problems], turns
     parts = answer(model, c, tokenizer, prompts, own_turns, temperature, feedback)
-    texts = [row[:: 1 + feedback] for part in parts for row in part.texts]  # feedback is no attempt
-    ended = torch.cat([part.ended[:, :: 1 + feedback] for part in parts])
+    texts = [row[::stride] for part in parts for row in part.texts]
+    ended = torch.cat([part.ended[:, ::stride] for part in parts])
     if any(given):
         texts = [[g, *row] for g, row in zip(given, texts, strict=True)]
         ended = torch.cat((torch.ones_like(ended[:, :1]), ended), dim=1)
@@ -173,7 +174,7 @@ def report(folder: Path, device: torch.device) -> None:
         model, c = load_model(folder / f"{name}.pt", device)
         print(f"evaluating {name} on {c.eval_n} held-out problems", flush=True)
         problems = held_out_of(c, c.eval_n)
-        greedy, transcripts = evaluate(model, c, problems, turns=2 if c.test_data else 5)
+        greedy, transcripts = evaluate(model, c, problems, turns=c.turns if c.test_data else max(5, c.turns))
         sampled, _ = evaluate(model, c, problems, temperature=1.0)
         swap = swap_test(model, c, transcripts)
         results[name] = {"greedy": greedy, "sampled": sampled, "swap": swap, "drift_kl": drift(model, base, c, problems)}

@@ -11,7 +11,7 @@ One loop trains all stages; a stage is a row of coefficients (see `stages`). A s
 and turns their correctness into advantages, `policy_loss` weighs their log-probs, `backward()` stands in `train`.
 
 Where this differs from the paper, or the paper is silent:
-- The reference is the base model throughout, as eq. 3 and 4 have it. Stage II starts with a fresh optimiser.
+- The reference is the base model, as eq. 3 and 4 have it (three attempts: see `stages`). Stage II starts with a fresh optimiser.
 - KL is per turn, given the turn's prompt, and its gradient is the exact one of KL(policy || reference): see `policy_loss`.
 - The baseline of turn 2 is a leave-one-out mean over the rollouts whose turn 1 had the same outcome: see `advantages`.
 - Sums over a turn's tokens, means over rows: the gradient of the expected reward of a sequence, long or short.
@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from data import Problem, load_task, read_rows, train_problems
+from data import Problem, is_held_out, load_task, read_rows, train_problems
 from data.demonstrations import demonstration, imitation
 from data.pretrained_tokenizer import read_tokenizer
 from data.tokenizer import CORRECTION_REQUEST, Tokenizer, build_tokenizer
@@ -83,12 +83,12 @@ class Config:
     dtype: str = option("float32", "type of the weights; bfloat16 halves memory, and learns through float32 copies or adapters")
     lora: int = option(0, "rank of the adapters that learn in the place of the weights; 0: all weights learn")
     shard: bool = option(False, "with torchrun: each process keeps its share of weights, gradients and optimiser, not all of them")
-    imitate: str = option("", "file of dialogues, as eval.py --save writes it: before RL, the last attempt of each is imitated")
+    imitate: str = option("", "file of dialogues on training problems, rows of prompt and attempts: the last attempt is imitated")
     imitate_steps: int = option(100, "supervised steps on that file, `batch` dialogues each, at the learning rate `lr`")
     recompute: bool = option(False, "compute the blocks again in the backward pass: far less memory, a third more time")
     # reinforcement learning
     turns: int = option(2, "attempts; with 3 or more Stage I has a part for each of them but the first (ICLR version, A.1)")
-    stage1_steps: int = option(120, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3)")
+    stage1_steps: int = option(120, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3); of each part, if it has several")
     stage2_steps: int = option(80, "both turns are rewarded, with the bonus (eq. 4 and 5)")
     interleave: int = option(1, "how often Stage I and II alternate, the steps shared out (v1 of the paper: 2)")
     batch: int = option(128, "rollouts an update; 256 gained a little more at twice the cost (single runs)")
@@ -131,6 +131,8 @@ class Config:
             check(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: a share is between 0 and 1")
         check(self.copy + self.right <= 1, f"copy + right = {self.copy + self.right:g} exceeds 1: lower one of them")
         check(2 <= self.turns <= 6, f"turns={self.turns}: self-correction takes 2 to 6 attempts")
+        check(self.turns == 2 or not self.offline_share and not self.adaptive_beta2,
+              "turns above 2 need offline_share=0 and adaptive_beta2=false: the paper has these for two attempts")  # fmt: skip
         check(self.temperature > 0, f"temperature={self.temperature}: training must sample, take 1.0")
         check(self.baseline in ("split", "rloo"), f"baseline={self.baseline!r}: choose split or rloo")
         check(self.baseline == "split" or self.samples_per_problem > 1, "baseline=rloo needs --samples_per_problem=2 or more")
@@ -140,6 +142,9 @@ class Config:
         check(not set(self.name) & set("/\\"), f"name={self.name!r} is a folder below out, not a path: use --out for that")
         check(len(parse_weights(self.stage2_weights)) == 2,
               f"stage2_weights={self.stage2_weights!r}: two numbers such as 1,1")  # fmt: skip
+        first, later = parse_weights(self.stage2_weights)
+        check(later or not self.alpha, "stage2_weights=...,0 leaves later turns alone, so alpha, which rewards them, must be 0")
+        check(first or not self.gamma, "stage2_weights=0,... leaves turn 1 alone, so gamma, which credits it, must be 0")
         check(self.optimizer in ("muon", "adamw"), f"optimizer={self.optimizer!r}: choose muon or adamw")
         check(self.dtype in ("float32", "bfloat16"), f"dtype={self.dtype!r}: choose float32 or bfloat16")
         check(not self.shard or self.optimizer == "adamw" and not self.lora and not self.offline_share,
@@ -214,7 +219,7 @@ def stages(c: Config) -> list[Stage]:
     for _ in range(c.interleave):
         reference = "base"
         for before in range(1, c.turns):  # so many turns are held, the next is rewarded
-            name, betas = "stage1" + " bcde"[before - 1].strip(), (c.beta2,) * before + (c.beta1,)
+            name, betas = ("stage1", "stage1b", "stage1c", "stage1d", "stage1e")[before - 1], (c.beta2,) * before + (c.beta1,)
             rows.append(Stage(name, c.stage1_steps // c.interleave, c.lr, (0.0,) * before + (1.0,), 0.0, betas, reference))
             reference = name
         betas = tuple(c.stage2_beta1 if w else 0.0 for w in weights)
@@ -258,12 +263,14 @@ def padded(rows: list[tuple[list[int], list[bool]]], device) -> dict[str, Tensor
 
 
 def read_traces(c: Config, task, tokenizer: Tokenizer) -> list[tuple[list[int], list[bool]]]:
-    """The dialogues of the file `imitate`; ValueError names a row that is none."""
-    traces = []
+    """The dialogues of the file `imitate`; ValueError names a row that is none, or that is about a held-out problem."""
+    traces, test = [], {p.prompt for p in task.read(c.test_data, "test")} if c.test_data else None
     for place, row in read_rows(c.imitate, ("prompt", "attempts")):
         prompt, attempts = row["prompt"], row["attempts"]
         fine = isinstance(attempts, list) and attempts and all(isinstance(text, str) for text in (prompt, *attempts))
         check(fine, f"{place}: `prompt` must be a text and `attempts` a list of texts, not empty")
+        held_out = is_held_out(prompt, c.seed) if test is None else prompt in test
+        check(not held_out, f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems alone")
         traces.append(imitation(tokenizer, prompt, attempts, correction_request(task)))
     return traces
 
@@ -549,6 +556,7 @@ def train(c: Config, state: dict) -> None:
     folder, device, task = Path(c.out) / c.name, pick_device(c.device), load_task(c.task)
     tokenizer = make_tokenizer(c)
     problem_at = train_problems(task, c.size, c.seed, c.train_data, c.test_data)
+    traces = read_traces(c, task, tokenizer) if c.imitate else []
     check_ranks(c, device)
     home = torch.device("cpu") if c.shard else device  # a model that is sharded need not fit on one device
     torch.manual_seed(c.seed)
@@ -569,7 +577,6 @@ def train(c: Config, state: dict) -> None:
     if not state:
         save(folder / "last.pt", last_of(c, model, masters, 0, 0, {}, 0.0, []))
         (folder / "metrics.jsonl").touch()
-    traces = read_traces(c, task, tokenizer) if c.imitate else []
     row, reference, started = state.get("row", {}), None, time.time() - state.get("seconds", 0.0)
     for index, stage in list(enumerate(stages(c)))[state.get("stage", 0) :]:
         optimizers = make_optimizers(c, masters)
@@ -880,7 +887,8 @@ def open_run(c: Config, resume: str) -> tuple[Config, dict]:
         if rank() == 0:
             metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:done]))  # what came after last.pt is redone
         return c, state
-    given = {name: Path(getattr(c, name)) for name in ("init", "train_data", "test_data", "tokenizer") if getattr(c, name)}
+    files = ("init", "imitate", "train_data", "test_data", "tokenizer")
+    given = {name: Path(getattr(c, name)) for name in files if getattr(c, name)}
     if c.init and not given["init"].exists():
         raise ValueError(f"no {c.init}: --init takes a .pt file or a folder; README: how a model is downloaded into one")
     if c.tokenizer and not given["tokenizer"].is_dir():

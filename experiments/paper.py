@@ -4,9 +4,9 @@
     python experiments/paper.py --quick         one seed with few steps, to see that it runs: nothing is learned to the end
     python experiments/paper.py --report        tables and pictures again, from experiments/results/paper.json
 
-A method is a row of METHODS: settings of train.py's one loop, or a filter that makes the dialogues it imitates. All methods of
-a seed share its base, those with a Stage I that of `score`, and all have as many rollouts and updates (STEPS) and the same
-held-out problems. Each run takes one core; `--workers` of them go on side by side.
+A method is a row of `grid`: settings of train.py's one loop, or a filter that makes the dialogues it imitates. All methods of a
+seed share its base and its held-out problems, those with `start="stage1"` SCoRe's Stage I, and each has as many rollouts and
+updates as SCoRe (but for what the report names). A run takes one core; `--workers` of them go on side by side.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from random import Random
 import torch
 
 from data import Problem, load_task, train_problems
-from eval import evaluate, held_out_of, swap_test, without_nan
+from eval import edit_distance_ratio, evaluate, held_out_of, swap_test, without_nan
 from model import GPT
-from train import Config, load, load_model, make_tokenizer, open_run, save, train
+from train import PRESETS, Config, load, load_model, make_tokenizer, open_run, save, train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -57,9 +57,10 @@ class Method:
 def grid(kind: str) -> dict[str, Method]:
     """All methods, in the order in which they are trained."""
     one, two = steps_of(kind)
-    plain = dict(stage1_steps=0, stage2_steps=one + two, stage2_lr=Config.lr, alpha=0.0, stage2_beta1=0.01)
-    no_rl, third = dict(stage1_steps=0, stage2_steps=0), (one + two) // 3
-    imitation = no_rl | dict(imitate_steps=third)
+    once = dict(stage1_steps=0, stage2_steps=one + two)
+    plain, single = (PRESETS[name] | once for name in ("plain", "single"))
+    no_rl = dict(stage1_steps=0, stage2_steps=0)
+    imitation, star = no_rl | dict(imitate_steps=one + two), no_rl | dict(imitate_steps=(one + two) // 3)
     sweep = {f"alpha={a:g}": Method(f"α = {a:g}", dict(alpha=a), "stage1", seeds=3) for a in (1.0, 3.0, 30.0)}
     sweep |= {f"beta1={b:g}": Method(f"Stage II's β1 = {b:g}", dict(stage2_beta1=b), "stage1", seeds=3) for b in (0.01, 0.1, 1.0)}
     sweep |= {f"beta2={b:g}": Method(f"β2 = {b:g}", dict(beta2=b), seeds=3) for b in (0.02, 1.0)}
@@ -70,16 +71,16 @@ def grid(kind: str) -> dict[str, Method]:
         "score": Method("SCoRe"),
         "both": Method("plain RL, both turns", plain),
         "standard": Method("plain RL, turn 2 alone", plain | dict(stage2_weights="0,1")),
-        "single": Method("single-turn RL", plain | dict(stage2_weights="1,0")),
-        "no_stage1": Method("SCoRe without Stage I", dict(stage1_steps=0, stage2_steps=one + two, stage2_lr=Config.lr)),
+        "single": Method("single-turn RL", single),
+        "no_stage1": Method("SCoRe without Stage I", once | dict(stage2_lr=Config.lr)),
         "no_bonus": Method("SCoRe without the bonus", dict(alpha=0.0), "stage1"),
         "stage1": Method("Stage I", start="stage1", trained=False),
         "self_refine": Method("Self-Refine", trained=False),
-        "pair": Method("Pair-SFT D", no_rl | dict(imitate_steps=one + two), traces="pair"),
-        "pair+": Method("Pair-SFT D+", no_rl | dict(imitate_steps=one + two), traces="pair+"),
-        "star": Method("STaR D", imitation, traces="star"),
-        "star+": Method("STaR D+", imitation, traces="star+"),
-        "oracle": Method("oracle SFT", no_rl | dict(imitate_steps=one + two), traces="oracle"),
+        "pair": Method("Pair-SFT D", imitation, traces="pair"),
+        "pair+": Method("Pair-SFT D+", imitation, traces="pair+"),
+        "star": Method("STaR D", star, traces="star"),
+        "star+": Method("STaR D+", star, traces="star+"),
+        "oracle": Method("oracle SFT", imitation, traces="oracle"),
         "star_two": Method("STaR D+ as Stage II", no_rl | dict(imitate_steps=two // 3), "stage1", "star+"),
         "offline": Method("no online first attempts", dict(offline_share=1.0)),
         "offline_too": Method("half of them offline in Stage II", dict(offline_share=0.5), "stage1"),
@@ -87,7 +88,9 @@ def grid(kind: str) -> dict[str, Method]:
         "gamma=0.8": Method("γ = 0.8 in Stage II", dict(gamma=0.8), "stage1"),
         "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0), "stage1"),
         "rloo": Method("RLOO by problem", dict(baseline="rloo", samples_per_problem=4)),
-        "score3": Method("SCoRe, three attempts", dict(turns=3, stage1_steps=one), "stage1"),
+        "score3": Method("SCoRe, three attempts", dict(turns=3), "stage1"),
+        "no_bonus_kl": Method("no bonus, β1 / 11", dict(alpha=0.0, stage2_beta1=Config.stage2_beta1 / 11), "stage1", seeds=3),
+        "both_kl": Method("plain RL, SCoRe's β1", plain | dict(stage2_beta1=Config.stage2_beta1), seeds=3),
         **sweep,
     }
 
@@ -99,16 +102,18 @@ def steps_of(kind: str) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------ one run
 
 
-def run(kind: str, out: str, name: str, seed: int) -> None:
+def run(kind: str, out: str, name: str, seed: int, commit: str = "") -> None:
     """Trains a method on a seed, or goes on with it, and writes what is measured: <out>/seed<N>/<name>/result.json."""
     torch.set_num_threads(1)
     folder, method, started = Path(out) / f"seed{seed}" / name, grid(kind)[name], time.time()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
         start = folder.parent / ("score/stage1.pt" if method.start == "stage1" else "base/base.pt")
-        keep_every = max(1, sum(steps_of(kind)) // 6) if name in KEPT else 0
+        keep_every = max(2, sum(steps_of(kind)) // 6) if name in KEPT else 0
         own = dict(seed=seed, out=str(folder.parent), name=name, keep_every=keep_every, report=False, device="cpu")
         c = Config(**{**GRIDS[kind], **method.settings, **own})
+        if name != "base":
+            c = dataclasses.replace(c, init=str(folder.parent / "base" / "base.pt"))
         if not method.trained:
             last = start
         elif method.traces:
@@ -116,13 +121,14 @@ def run(kind: str, out: str, name: str, seed: int) -> None:
         else:
             if method.start == "stage1" and not (folder / "last.pt").exists():
                 behind_stage1(start.parent, c)
-            go_on(c if name == "base" else dataclasses.replace(c, init=str(folder.parent / "base" / "base.pt")))
+            go_on(c)
             last = folder / ("base.pt" if name == "base" else "stage2.pt")
         minutes = (time.time() - started) / 60
         model, base = load_model(last, "cpu")[0], load_model(folder.parent / "base" / "base.pt", "cpu")[0]
         found = measure(model, base, c, feedback=name == "self_refine", long=name in LONG)
-        found["kept"] = kept(folder, base, c)
-    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "batch": c.batch, "commit": commit()}
+        found["kept"] = kept(folder, base, c) if name in KEPT else []
+        found["traces"] = [len(path.read_text().splitlines()) for path in sorted(folder.glob("round*.jsonl"))]
+    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "batch": c.batch, "commit": commit}
     result = about | found | {"curve": learning_curve(folder / "metrics.jsonl")}
     draft = folder / "result.tmp"
     draft.write_text(json.dumps(rounded(without_nan(result))) + "\n")
@@ -130,17 +136,22 @@ def run(kind: str, out: str, name: str, seed: int) -> None:
 
 
 def go_on(c: Config) -> None:
-    """train.py, from the start or from where it was stopped."""
+    """train.py, from the start or from where it was stopped. ValueError if that was with other settings."""
     folder = Path(c.out) / c.name
     if not (folder / "last.pt").exists():
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-    train(*open_run(c, str(folder) if (folder / "last.pt").exists() else ""))
+        train(*open_run(c, ""))
+        return
+    before, state = open_run(c, str(folder))
+    if before != dataclasses.replace(c, out=before.out):
+        raise ValueError(f"{folder} was begun with other settings: remove it, or its grid's folder, and start anew")
+    train(before, state)
 
 
 def behind_stage1(source: Path, c: Config) -> None:
     """Makes a run of config c that has Stage I behind it: the weights, reference and curve of the run `source`."""
     folder = Path(c.out) / c.name
-    c = dataclasses.replace(c, init=str(source.parent / "base" / "base.pt"))
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c), indent=1) + "\n")
     for file in ("base.pt", "stage1.pt"):
         shutil.copy(source / file, folder)
     rows = (source / "metrics.jsonl").read_text().splitlines()[: c.stage1_steps]
@@ -150,15 +161,15 @@ def behind_stage1(source: Path, c: Config) -> None:
     save(folder / "last.pt", load(source / "stage1.pt") | {"config": dataclasses.asdict(c)} | progress)
 
 
-def imitate(c: Config, kind: str, start: Path) -> Path:
+def imitate(c: Config, source: str, start: Path) -> Path:
     """Supervised rounds, each from the same start: STaR samples each round's dialogues with the model of the round before."""
-    last, rounds = start, 3 if kind.startswith("star") else 1
+    last, rounds = start, 3 if source.startswith("star") else 1
     for number in range(1, rounds + 1):
         folder = Path(c.out) / c.name / f"round{number}"
         traces = folder.with_suffix(".jsonl")
         if not traces.exists():
             model, _ = load_model(last, "cpu")
-            rows = dialogues_to_imitate(model, c, kind, c.imitate_steps * c.batch, number)
+            rows = dialogues_to_imitate(model, c, source, c.imitate_steps * c.batch, number)
             traces.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
             os.replace(traces.with_suffix(".tmp"), traces)
         go_on(dataclasses.replace(c, out=str(folder.parent), name=folder.name, init=str(start), imitate=str(traces)))
@@ -166,23 +177,22 @@ def imitate(c: Config, kind: str, start: Path) -> Path:
     return last
 
 
-def dialogues_to_imitate(model: GPT, c: Config, kind: str, n: int, number: int) -> list[dict]:
+def dialogues_to_imitate(model: GPT, c: Config, source: str, n: int, number: int) -> list[dict]:
     """Samples n dialogues on training problems and keeps those that the method imitates: rows of `prompt` and `attempts`."""
-    star, plus, task, samples = kind.startswith("star"), kind != kind.removesuffix("+"), load_task(c.task), 1
-    if kind.startswith("pair"):
-        samples = 16  # of each problem, so that a wrong one meets a right one
+    star, plus, task = source.startswith("star"), source.endswith("+"), load_task(c.task)
+    samples = 16 if source.startswith("pair") else 1  # of each problem: there a wrong one must meet a right one
     problem_at = train_problems(task, c.size, c.seed)
     problems = [problem_at((number * 10**7 + i) // samples) for i in range(n)]
     _, transcripts = evaluate(model, c, problems, turns=2 if star else 1, temperature=1.0)
     if star:
         rows = star_rows(transcripts, plus)
-    elif kind == "oracle":
+    elif source == "oracle":
         rng = Random(c.seed)
         rows = [(p, texts[0], task.attempt(p, "right", rng).text) for p, texts, _ in transcripts]
     else:
         rows = pair_rows(transcripts, plus, Random(c.seed))
     if not rows:
-        raise ValueError(f"none of {n} sampled dialogues is one that {kind} imitates: a base that is trained longer has some")
+        raise ValueError(f"none of {n} sampled dialogues is one that {source} imitates: a base that is trained longer has some")
     return [{"prompt": problem.prompt, "attempts": list(attempts)} for problem, *attempts in rows]
 
 
@@ -192,7 +202,7 @@ def star_rows(transcripts: list, plus: bool) -> list[tuple[Problem, str, str]]:
 
 
 def pair_rows(transcripts: list, plus: bool, rng: Random) -> list[tuple[Problem, str, str]]:
-    """Pair-SFT (Welleck et al., arXiv 2211.00053): a wrong first attempt, then another sample's right one; D+: right ones, too."""
+    """Pair-SFT (Welleck et al., arXiv 2211.00053): a right first attempt behind a wrong one of its problem; D+: behind any."""
     right_ones = defaultdict(list)
     for problem, texts, right in transcripts:
         if right[0]:
@@ -211,15 +221,13 @@ def measure(model: GPT, base: GPT, c: Config, feedback: bool, long: bool) -> dic
     practised = list({p.prompt: p for p in map(problem_at, range(3 * c.eval_n))}.values())[: c.eval_n]
     greedy, transcripts = evaluate(model, c, problems, turns=ATTEMPTS if long else 2, feedback=feedback)
     on_training, seen = evaluate(model, c, practised, feedback=feedback)
-    found = {
-        "greedy": greedy,
-        "sampled": evaluate(model, c, problems, temperature=1.0, feedback=feedback)[0],
-        "training": on_training,
-    }
+    found = {"greedy": greedy, "training": on_training}
+    found["sampled"] = evaluate(model, c, problems, temperature=1.0, feedback=feedback)[0]
     found["distances"] = {"held-out": distances(transcripts), "training": distances(seen)}
     found["levels"] = by_level(task, transcripts)
     found["swap"] = swap_test(model, c, transcripts)
-    found["fixed"] = evaluate(model, c, after_first_attempts_of(base, c, problems))[0]
+    fixed, after = evaluate(model, c, after_first_attempts_of(base, c, problems))
+    found["fixed"] = fixed | both_wrong(transcripts, after)
     if long:
         few = problems[: c.eval_n // 4]
         tokenizer = make_tokenizer(c)
@@ -230,8 +238,6 @@ def measure(model: GPT, base: GPT, c: Config, feedback: bool, long: bool) -> dic
 
 def distances(transcripts: list) -> list[int]:
     """A histogram of the edit distance ratio of both attempts, 20 bins from 0 to 1."""
-    from eval import edit_distance_ratio
-
     counts = [0] * 20
     for _, texts, _ in transcripts:
         counts[min(19, int(20 * edit_distance_ratio(*texts[:2])))] += 1
@@ -253,20 +259,29 @@ def after_first_attempts_of(base: GPT, c: Config, problems: list[Problem]) -> li
     return [p._replace(given=texts[0] or " ") for p, texts, _ in transcripts]
 
 
+def both_wrong(own: list, after: list) -> dict[str, float]:
+    """What turn 2 mends where the model's own first attempt and the base's are wrong: `mended own`, `mended fixed`, `wrong`.
+
+    On the same problems, for those that a trained model still gets wrong are the harder ones.
+    """
+    wrong = [(a[1], b[1]) for (_, _, a), (_, _, b) in zip(own, after, strict=True) if not a[0] and not b[0]]
+    n = len(wrong)
+    return {"mended own": sum(a for a, _ in wrong) / n if n else None, "mended fixed": sum(b for _, b in wrong) / n if n else None,
+            "wrong": n}  # fmt: skip
+
+
 def kept(folder: Path, base: GPT, c: Config) -> list[dict]:
-    """Over training: acc_t2 and the fix rate after the model's own first attempts and after the base's, on 500 problems."""
+    """Over training, on 500 problems: what is mended after the model's own first attempts and after the base's."""
     problems = held_out_of(c, c.eval_n)[:500]
-    fixed, rows, stages_before = after_first_attempts_of(base, c, problems), [], {"stage2": c.stage1_steps}
-    paths = [p for p in folder.rglob("*-*.pt") if p.stem.split("-")[0] in ("imitate", "stage1", "stage2")]
+    fixed, rows, before = after_first_attempts_of(base, c, problems), [], {"stage2": c.stage1_steps}
+    ends = {"stage1": c.stage1_steps, "stage2": c.stage2_steps, "imitate": c.imitate_steps}
+    paths = [p for p in folder.rglob("*.pt") if p.stem.partition("-")[0] in ends]
     for path in [folder.parent / "base" / "base.pt", *paths]:
         stage, _, step = path.stem.partition("-")
         model, _ = load_model(path, "cpu")
-        row = {"update": int(step or 0) + stages_before.get(stage, 0)}
-        for name, some in (("own", problems), ("fixed", fixed)):
-            metrics, _ = evaluate(model, c, some)
-            row |= {f"{name} {key}": metrics[key] for key in ("acc_t1", "acc_t2", "fix_rate", "c_to_i")}
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["update"])
+        update = before.get(stage, 0) + (int(step) if step else ends.get(stage, 0))
+        rows.append({"update": update} | both_wrong(evaluate(model, c, problems)[1], evaluate(model, c, fixed)[1]))
+    return sorted({row["update"]: row for row in rows}.values(), key=lambda row: row["update"])
 
 
 def vote_curves(samples: list, tokens, graded) -> list[dict]:
@@ -287,9 +302,12 @@ def vote_curves(samples: list, tokens, graded) -> list[dict]:
 
 
 def vote(answers: list[tuple[str, bool]]) -> bool:
-    """Whether the commonest of (answer, is it right) is right; of equally common ones the first counts."""
+    """Whether the commonest of (answer, is it right) is right; of equally common ones the first counts.
+
+    An attempt that was cut off is never right, whatever it says: it does not take the point from others with its answer.
+    """
     winner, _ = Counter(answer for answer, _ in answers).most_common(1)[0]
-    return dict(answers)[winner]
+    return any(right for answer, right in answers if answer == winner)
 
 
 def learning_curve(path: Path) -> dict[str, list[float]]:
@@ -309,8 +327,9 @@ def rounded(value):
     return round(value, 4) if isinstance(value, float) else value
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+def commit_here() -> str:
+    """The commit of the code, with -dirty if it was changed since; "" outside a git checkout."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
 
 
@@ -338,9 +357,9 @@ def work_of(name: str, kind: str) -> float:
     return 20.0 + (1.5 * (one + two) if name == "score3" else two if method.start == "stage1" else one + two)
 
 
-def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> None:
-    """Runs what has no result yet, each job when those it starts from are done; a job that fails is named at the end."""
-    jobs = jobs_of(kind, seeds)
+def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> bool:
+    """Runs what has no result yet, each job when those it starts from are done; names those that failed. Were there none?"""
+    jobs, commit = jobs_of(kind, seeds), commit_here()
     done = {job for job in jobs if (out / f"seed{job[1]}" / job[0] / "result.json").exists()}
     todo, running, failed = [job for job in jobs if job not in done], {}, {}
     started, total = time.time(), sum(work_of(name, kind) for name, _ in todo)
@@ -351,7 +370,7 @@ def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> None:
                 needs = {"base": []}.get(name, ["base"] + ["score"] * (grid(kind)[name].start == "stage1"))
                 if len(running) < workers and all((need, seed) in done for need in needs):
                     todo.remove(job)
-                    running[pool.submit(run, kind, str(out), name, seed)] = job
+                    running[pool.submit(run, kind, str(out), name, seed, commit)] = job
                 elif any((need, seed) in failed for need in needs):
                     todo.remove(job)
                     failed[job] = "what it starts from failed"
@@ -371,6 +390,7 @@ def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> None:
                       f"{passed / 60:.0f} min, ETA {eta:.0f} min", flush=True)  # fmt: skip
     for (name, seed), error in failed.items():
         print(f"seed {seed} {name}: {error}; its log is {out}/seed{seed}/{name}/log.txt")
+    return not failed
 
 
 def gather_results(out: Path, path: Path) -> list[dict]:
@@ -395,14 +415,17 @@ def main() -> None:
     place = out if args.quick else RESULTS
     seeds = [int(s) for s in args.seeds.split(",")] if args.seeds else [0] if args.quick else [0, 1, 2, 3, 4]
     out.mkdir(parents=True, exist_ok=True)
-    if not args.report:
-        run_all(kind, out, seeds, args.workers)
-    from experiments.paper_report import write_report
-
+    try:
+        from experiments.paper_report import write_report  # now rather than after hours
+    except ImportError:
+        sys.exit("error: the report needs matplotlib: pip install -e .[plots]")
+    fine = args.report or run_all(kind, out, seeds, args.workers)
     results = gather_results(out, place / "paper.json")
-    if not results:
-        sys.exit(f"error: no results under {out}: run without --report first")
-    print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")
+    try:
+        print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if fine else 1)
 
 
 if __name__ == "__main__":

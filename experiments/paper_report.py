@@ -11,7 +11,9 @@ import matplotlib.pyplot as plt
 
 from eval import COLUMNS, markdown
 
-T_95 = (math.nan, math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for the 95 % interval of n values
+# Student's t for the 95 % interval of a mean of n values, n = 2 to 30
+T_95 = (math.nan, math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11,
+        2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05)  # fmt: skip
 PAPER_MATH = {  # Gemini 1.5 Flash on MATH-500, tables 1, 2 and 4 of arXiv 2409.12917: Acc@t1, Acc@t2, delta, i→c, c→i
     "base": (52.6, 41.4, -11.2, 4.6, 15.8),
     "self_refine": (52.8, 51.8, -1.0, 3.2, 4.2),
@@ -28,8 +30,9 @@ PAPER_MATH = {  # Gemini 1.5 Flash on MATH-500, tables 1, 2 and 4 of arXiv 2409.
 }
 MAIN = ("base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "single", "standard", "both", "stage1", "score",
         "score3")  # fmt: skip
-ABLATIONS = ("score", "no_stage1", "no_bonus", "star_two", "offline", "offline_too", "interleaved", "gamma=0.8", "gamma=1", "rloo",
-             "single", "both")  # fmt: skip
+ABLATIONS = ("score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "offline_too", "interleaved", "gamma=0.8",
+             "gamma=1", "rloo", "single", "both", "both_kl")  # fmt: skip
+READERS = tuple(m for m in MAIN if m != "self_refine")  # with another text in attempt 1's place it is the base
 COLORS = {"base": "#777777", "self_refine": "#b5a642", "star": "#c49bd0", "star+": "#8e5ba6", "pair": "#8fc08f",
           "pair+": "#3d8f3d", "oracle": "#20605c", "single": "#e3a15b", "standard": "#f2c94c", "both": "#d95f02",
           "stage1": "#7fb7de", "score": "#1b5fa8", "score3": "#0b2c5c"}  # fmt: skip
@@ -43,7 +46,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     if n < 2:
         return mean, math.nan
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return mean, (T_95[n] if n < len(T_95) else 1.96) * deviation / math.sqrt(n)
+    return mean, T_95[min(n, len(T_95) - 1)] * deviation / math.sqrt(n)
 
 
 def cell(values: list[float | None], signed: bool = False) -> str:
@@ -99,41 +102,33 @@ def ablation_table(r: Results) -> str:
     for m in r.there(ABLATIONS):
         row = [r.labels[m], *(cell(r.values(m, greedy(k)), k == "delta") for k in ("acc_t1", "acc_t2", "delta"))]
         differences = [cell(r.paired(m, "score", greedy(k)), True) if m != "score" else "" for k in ("acc_t1", "acc_t2", "delta")]
-        ours = PAPER_MATH.get(m)
-        theirs = [f"{ours[1] - PAPER_MATH['score'][1]:+.1f}", f"{ours[2] - PAPER_MATH['score'][2]:+.1f}"] if ours else ["", ""]
+        paper = PAPER_MATH.get(m)
+        theirs = [f"{paper[i] - PAPER_MATH['score'][i]:+.1f}" for i in (1, 2)] if paper else ["", ""]
         rows.append([*row, *differences, *(theirs if m != "score" else ["", ""])])
-    head = ["", "Acc@t1", "Acc@t2", "Δ", "Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's", "paper: Acc@t2", "paper: Δ"]
+    head = ["", "Acc@t1", "Acc@t2", "Δ", "Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's", "paper: Acc@t2 −", "paper: Δ −"]
     return markdown(head, rows)
 
 
 def swap_table(r: Results) -> str:
-    kinds = ("own", "near", "wrong", "other", "right")
-    rows = []
-    for m in r.there(MAIN):
-        cells = [cell(r.values(m, lambda row, k=k: row["swap"]["wrong_first"][k])) for k in kinds]
-        swaps = [row for row in r.values(m, lambda row: row["swap"]["wrong_first"]) if row["n"]]
+    kinds, rows = ("own", "near", "wrong", "other", "right"), []
+    for m in r.there(READERS):
+        swaps = [swap for swap in r.values(m, lambda row: row["swap"]["wrong_first"]) if swap["n"]]
         gap = cell([swap["own"] - swap["wrong"] for swap in swaps], True)
-        rows.append([r.labels[m], *cells, gap])
-    return markdown(
-        ["method", "its own", "a near miss", "unrelated wrong", "another problem's", "the right one", "own − unrelated"], rows
-    )
+        rows.append([r.labels[m], *(cell([swap[k] for swap in swaps]) for k in kinds), gap])
+    head = ["method", "its own", "a near miss", "unrelated wrong", "another problem's", "the right one", "own − unrelated"]
+    return markdown(head, rows)
 
 
 def fixed_table(r: Results) -> str:
     rows = []
-    for m in r.there(MAIN):
-        own, base, training = greedy("fix_rate"), lambda row: row["fixed"]["fix_rate"], lambda row: row["training"]["delta"]
-        spoilt = lambda row: row["fixed"]["c_to_i"] / max(1e-9, row["fixed"]["acc_t1"])  # noqa: E731
-        rows.append([r.labels[m], cell(r.values(m, own)), cell(r.values(m, base)), cell(r.values(m, spoilt)),
-                     cell(r.values(m, greedy("delta")), True), cell(r.values(m, training), True)])  # fmt: skip
-    head = [
-        "method",
-        "mends its own mistakes",
-        "mends the base's mistakes",
-        "spoils the base's right ones",
-        "Δ held-out",
-        "Δ training",
-    ]
+    for m in r.there(READERS):
+        fixed = r.values(m, lambda row: row["fixed"])
+        spoilt = [f["c_to_i"] / f["acc_t1"] for f in fixed if f["acc_t1"]]
+        shift = cell([f["mended own"] - f["mended fixed"] for f in fixed if f["wrong"]], True)
+        mended = [cell([f[k] for f in fixed]) for k in ("mended own", "mended fixed")]
+        deltas = [cell(r.values(m, lambda row, k=k: row[k]["delta"]), True) for k in ("greedy", "training")]
+        rows.append([r.labels[m], *mended, shift, cell(spoilt), *deltas])
+    head = ["method", "mends its own", "the base's", "difference", "spoils the base's right ones", "Δ held-out", "Δ training"]
     return markdown(head, rows)
 
 
@@ -254,30 +249,30 @@ def draw_methods(r: Results, path: Path) -> str:
 
 def draw_distances(r: Results, path: Path) -> str:
     methods = r.there(("base", "star+", "pair+", "both", "score"))
-    figure, axes = plt.subplots(1, len(methods), figsize=(2.7 * len(methods), 3), sharey=True)
-    for axis, m in zip(axes, methods, strict=True):
+    figure, axes = plt.subplots(1, len(methods), figsize=(2.7 * len(methods), 3), sharey=True, squeeze=False)
+    for axis, m in zip(axes[0], methods, strict=True):
         for which, style in (("training", dict(histtype="step", color="#333333")), ("held-out", dict(color=COLORS[m], alpha=0.75))):
             counts = [sum(c) for c in zip(*r.values(m, lambda row, w=which: row["distances"][w]), strict=True)]
             weights = [100 * c / sum(counts) for c in counts]
             axis.hist([i / 20 + 0.025 for i in range(20)], bins=20, range=(0, 1), weights=weights, label=which, **style)
         axis.set(title=r.labels[m], xlabel="edit distance ratio")
-    axes[0].set_ylabel("problems (%)")
-    axes[0].legend(frameon=False)
-    return finish(figure, axes, path)
+    axes[0][0].set_ylabel("problems (%)")
+    axes[0][0].legend(frameon=False)
+    return finish(figure, axes[0], path)
 
 
 def draw_fixed(r: Results, path: Path) -> str:
     methods = r.there(("pair", "pair+", "both", "score"))
-    figure, axes = plt.subplots(1, len(methods), figsize=(3 * len(methods), 3.2), sharey=True)
-    for axis, m in zip(axes, methods, strict=True):
+    figure, axes = plt.subplots(1, len(methods), figsize=(3 * len(methods), 3.2), sharey=True, squeeze=False)
+    for axis, m in zip(axes[0], methods, strict=True):
         for name, style in (("own", "-"), ("fixed", "--")):
             xs = [point["update"] for point in r.values(m, lambda row: row["kept"])[0]]
-            curves = r.values(m, lambda row, n=name: [point[f"{n} fix_rate"] or 0.0 for point in row["kept"]])
-            band(axis, xs, curves, COLORS[m], "its own mistakes" if name == "own" else "the base's mistakes", style)
+            curves = r.values(m, lambda row, n=name: [point[f"mended {n}"] or 0.0 for point in row["kept"]])
+            band(axis, xs, curves, COLORS[m], "after its own attempt" if name == "own" else "after the base's", style)
         axis.set(title=r.labels[m], xlabel="updates")
-    axes[0].set_ylabel("mended by attempt 2 (%)")
-    axes[0].legend(frameon=False)
-    return finish(figure, axes, path)
+    axes[0][0].set_ylabel("wrong attempts mended (%)")
+    axes[0][0].legend(frameon=False)
+    return finish(figure, axes[0], path)
 
 
 def draw_attempts(r: Results, path: Path) -> str:
@@ -308,10 +303,11 @@ def draw_votes(r: Results, path: Path) -> str:
 
 
 def draw_swap(r: Results, path: Path) -> str:
-    methods, kinds = r.there(MAIN), {"own": "its own attempt", "near": "a near miss", "wrong": "an unrelated wrong attempt"}
+    methods, kinds = r.there(READERS), {"own": "its own attempt", "near": "a near miss", "wrong": "an unrelated wrong attempt"}
     figure, axis = plt.subplots(figsize=(10, 3.8))
     for i, (kind, text) in enumerate(kinds.items()):
-        points = [interval(r.values(m, lambda row, k=kind: row["swap"]["wrong_first"][k] or 0.0)) for m in methods]
+        points = [interval([v for v in r.values(m, lambda row, k=kind: row["swap"]["wrong_first"][k]) if v is not None] or [0.0])
+                  for m in methods]  # fmt: skip
         errors = [0 if math.isnan(half) else 100 * half for _, half in points]
         xs, color = [x + 0.27 * (i - 1) for x in range(len(methods))], ("#1b5fa8", "#7fb7de", "#c8c8c8")[i]
         heights = [100 * mean for mean, _ in points]
@@ -342,29 +338,39 @@ def draw_sweeps(r: Results, path: Path) -> str:
 
 
 def write_report(rows: list[dict], labels: dict[str, str], place: Path) -> Path:
-    """paper.md and its pictures, from the results that there are."""
+    """paper.md and its pictures, from the results that there are: ValueError if too few, or of different settings."""
     r = Results(rows, labels)
+    if missing := {"base", "score", "both"} - r.of.keys():
+        raise ValueError(f"no result yet of {', '.join(sorted(missing))}: the report needs these three at least")
+    settings = {(*row["steps"], row["batch"], row["greedy"]["n"]) for row in rows}
+    if len(settings) > 1:
+        raise ValueError(f"results of different settings, {settings}: remove {place / 'paper.json'} or the older runs")
     score = next(iter(r.of["score"].values()))
     one, two = score["steps"]
     text = f"""# The paper's tables and figures, made again on the toy task
 
 Made by `python experiments/paper.py`: division with three-digit quotients, {one} + {two} updates of {score["batch"]} rollouts
 for each method, {score["greedy"]["n"]} held-out problems a seed. Percent, mean ± 95 % interval over seeds (Student's t); greedy
-unless said. Seeds share neither problems nor weights; within a seed all methods start from one base. The numbers of every run:
-`paper.json`.
+unless said. Each seed draws the split, the weights and all samples anew; within a seed all methods start from one base. The
+numbers of every run, with its commit: `paper.json`.
 
 ## 1. Methods (tables 1 and 2 of the paper)
 
 ![From attempt 1 to attempt 2]({draw_methods(r, place / "methods.png")})
 
-Look at how far dot and tip are apart. Self-Refine and the base are measured without training. STaR has three rounds. SCoRe with
-three attempts has a stage more, and so more updates; Stage I alone has only the first part of them.
+Look at how far dot and tip are apart. Budgets: RL and Pair-SFT have {one + two} updates at the same learning rate and batch. STaR
+has three rounds of a third each, always from the base; the base and Self-Refine are not trained; Stage I is SCoRe's first part;
+SCoRe with three attempts has one part of Stage I more ({2 * one + two}). Self-Refine's verdicts are honest, but by construction
+the base does not heed them: in its demonstrations what follows a verdict is drawn without a look at it.
 
 {main_table(r, MAIN)}
 
 ## 2. Ablations (table 4)
 
-Differences are paired: the same seed's base and problems.
+Differences are paired: the same seed's base and problems. What differs beside the label: without Stage I all updates are Stage
+II's, at Stage I's learning rate; without online first attempts turn 1 is not trained at all. With the baseline by the first
+attempt's outcome the bonus multiplies turn 2's advantage by exactly 1 + α and does nothing else: without it turn 2's KL weighs 11
+times as much against its reward. The row "β1 / 11" keeps that ratio (and loosens turn 1's KL).
 
 {ablation_table(r)}
 
@@ -379,8 +385,8 @@ problems. Where they agree, what was learned carries over.
 
 ![Mistakes mended over training]({draw_fixed(r, place / "fixed.png")})
 
-Share of wrong first attempts that attempt 2 mends. A method that learned from the base's mistakes alone may mend those better
-than its own.
+What attempt 2 mends of the problems on which both the model's own first attempt and the base's are wrong, after the one and after
+the other. A method that learned from the base's mistakes alone may mend those better than its own.
 
 {fixed_table(r)}
 
@@ -394,7 +400,7 @@ Rollouts on training problems, sampled at T = 1. Dotted: where Stage II begins.
 
 ![Accuracy after 1 to 10 attempts]({draw_attempts(r, place / "attempts.png")})
 
-All but SCoRe with three attempts were trained with two at most; the base has seen dialogues of five turns.
+All but SCoRe with three attempts were trained with two at most; the base has seen dialogues of ten.
 
 {attempts_table(r)}
 

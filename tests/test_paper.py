@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 
 import eval as evaluation
 import train
-from data import Problem
+from data import Problem, is_held_out, load_task
 from experiments import paper
 from experiments.paper import pair_rows, star_rows, vote, vote_curves
 
@@ -54,6 +55,7 @@ def test_majority_vote():
     assert vote([("a", False), ("b", True), ("b", True)])
     assert not vote([("a", False), ("a", False), ("b", True)])
     assert vote([("b", True), ("a", False)]) and not vote([("a", False), ("b", True)])  # a tie: the first
+    assert vote([("b", True), ("b", True), ("b", False)])  # the last was cut off
 
 
 def test_vote_curves_count_attempts_and_tokens(monkeypatch):
@@ -77,6 +79,27 @@ def test_interval_of_a_known_case():
     assert report.cell([0.1, 0.3], signed=True) == "+20.0 ± 127.1" and report.cell([0.5]) == "50.0" and report.cell([None]) == "–"
 
 
+def test_problems_and_transitions_are_counted_by_level():
+    task = load_task("division")
+    traces = [(p, texts, right) for p, texts, right in TRACES if p == B] + [(A, ["x"] * 2, [True, False])] * 2 + TRACES[1:2]
+    traces[0] = (Problem("9/3", "3"), *traces[0][1:])
+    assert paper.by_level(task, traces) == {"2": [3, 3, 0, 2], "3": [1, 0, 1, 0]}
+
+
+def test_own_and_fixed_mistakes_are_compared_on_the_same_problems():
+    own = [(A, [], right) for right in ([False, True], [False, False], [True, True], [False, True])]
+    fixed = [(A, [], right) for right in ([False, False], [False, True], [False, True], [True, True])]
+    assert paper.both_wrong(own, fixed) == {"mended own": 0.5, "mended fixed": 0.5, "wrong": 2}
+    assert paper.both_wrong(own[:1], fixed[:1]) == {"mended own": 1.0, "mended fixed": 0.0, "wrong": 1}
+    assert paper.both_wrong(own[2:3], fixed[2:3]) == {"mended own": None, "mended fixed": None, "wrong": 0}
+
+
+def test_differences_are_paired_by_seed():
+    report = pytest.importorskip("experiments.paper_report")
+    rows = [{"method": m, "seed": s, "x": x} for m, s, x in (("a", 0, 5), ("a", 1, 7), ("b", 1, 4), ("b", 2, 0))]
+    assert report.Results(rows, {}).paired("a", "b", lambda row: row["x"]) == [3]
+
+
 def test_every_method_runs_and_the_report_is_written(tmp_path, monkeypatch):
     """Smoke size, in this process; then tables and pictures of it."""
     monkeypatch.setitem(paper.GRIDS, "test", TINY)
@@ -85,8 +108,12 @@ def test_every_method_runs_and_the_report_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "correctness", parity)
     monkeypatch.setattr(train, "correctness", parity)
     threads = torch.get_num_threads()
+    same_again = paper.Method("SCoRe again", {}, "stage1")
+    real = paper.grid
+    monkeypatch.setattr(paper, "grid", lambda kind: real(kind) | {"fork": same_again})
     for name in paper.grid("test"):
-        paper.run("test", str(tmp_path), name, 0)
+        paper.run("test", str(tmp_path), name, 0, "abc")
+    monkeypatch.setattr(paper, "grid", real)
     torch.set_num_threads(threads)
     seed = tmp_path / "seed0"
 
@@ -103,23 +130,40 @@ def test_every_method_runs_and_the_report_is_written(tmp_path, monkeypatch):
         assert sum(results[name]["distances"]["held-out"]) == 8
         if methods[name].trained and not methods[name].traces and name != "base":
             assert same(f"{name}/base.pt", "base/base.pt"), name  # the reference of every run
+    assert same("fork/stage2.pt", "score/stage2.pt")  # what differs between forks is their settings alone
     for name in ("no_bonus", "gamma=1", "alpha=3"):  # Stage I is shared, Stage II is their own
         assert same(f"{name}/stage1.pt", "score/stage1.pt") and not same(f"{name}/stage2.pt", "score/stage2.pt")
         stages = [json.loads(row)["stage"] for row in (seed / name / "metrics.jsonl").read_text().splitlines()]
         assert stages == ["stage1"] * 4 + ["stage2"] * 3
-    assert same("star_two/round1/base.pt", "score/stage1.pt")
+    assert same("star_two/round1/base.pt", "score/stage1.pt") and same("star_two/round3/base.pt", "score/stage1.pt")
+    assert same("star/round3/base.pt", "base/base.pt") and not same("star/round1/imitate.pt", "star/round2/imitate.pt")
+    for traces in seed.rglob("round*.jsonl"):
+        prompts = [json.loads(line)["prompt"] for line in traces.read_text().splitlines()]
+        assert prompts and not any(is_held_out(prompt, 0) for prompt in prompts), traces
+    for name in methods:
+        rows = [json.loads(row) for path in (seed / name).rglob("metrics.jsonl") for row in path.read_text().splitlines()]
+        rounds = {"base": 6, "stage1": 0, "self_refine": 0, "star": 6, "star+": 6, "star_two": 3, "score3": 11, "interleaved": 6}
+        assert len(rows) == rounds.get(name, 7), name
     assert results["self_refine"]["greedy"]["acc_t1"] == results["base"]["greedy"]["acc_t1"]
     assert results["stage1"]["fixed"]["acc_t1"] == results["base"]["greedy"]["acc_t1"]  # the base's attempts
-    assert [row["update"] for row in results["score"]["kept"]] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [row["update"] for row in results["score"]["kept"]] == [0, 2, 4, 6, 7]  # the ends of the stages among them
+    assert [row["update"] for row in results["pair"]["kept"]] == [0, 2, 4, 6, 7]
     assert len(results["score3"]["greedy"]["acc"]) == 10 and len(results["score"]["votes"]) == 2
 
     pytest.importorskip("matplotlib")
     from experiments.paper_report import write_report
 
+    shutil.rmtree(seed / "fork")
     rows = paper.gather_results(tmp_path, tmp_path / "paper.json")
     assert len(rows) == len(methods) == len(paper.gather_results(tmp_path / "nothing", tmp_path / "paper.json"))  # old ones stay
+    assert all(row["commit"] == "abc" for row in rows)
     text = write_report(rows, {name: m.label for name, m in methods.items()}, tmp_path).read_text()
     assert "| SCoRe without the bonus |" in text and "nan" not in text
+    three = [row for row in rows if row["method"] in ("base", "score", "both")]
+    assert write_report(three, {name: m.label for name, m in methods.items()}, tmp_path)
+    for few, words in ((rows[:1], "no result yet of"), ([*rows, rows[-1] | {"batch": 3}], "different settings")):
+        with pytest.raises(ValueError, match=words):
+            write_report(few, {name: m.label for name, m in methods.items()}, tmp_path)
     assert all((tmp_path / line.split("](")[1].rstrip(")")).exists() for line in text.splitlines() if line.startswith("!["))
 
 
@@ -153,7 +197,7 @@ def test_the_grid_starts_what_is_ready_and_skips_what_is_done(tmp_path, monkeypa
     """Nothing starts before what it starts from is done; a failure takes along what needs it; the next call does the rest."""
     order = []
 
-    def stub(kind, out, name, seed):
+    def stub(kind, out, name, seed, commit):
         needs = ["base"] * (name != "base") + ["score"] * (paper.grid(kind)[name].start == "stage1")
         assert all((Path(out) / f"seed{seed}" / need / "result.json").exists() for need in needs)
         order.append((name, seed))
@@ -164,11 +208,11 @@ def test_the_grid_starts_what_is_ready_and_skips_what_is_done(tmp_path, monkeypa
 
     monkeypatch.setattr(paper, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(paper, "run", stub)
-    paper.run_all("full", tmp_path, [0, 1], 3)
+    assert not paper.run_all("full", tmp_path, [0, 1], 3)
     jobs = set(paper.jobs_of("full", [0, 1]))
     missing = {job for job in jobs if job[1] == 1 and (job[0] == "score" or paper.grid("full")[job[0]].start == "stage1")}
     assert set(order) - {("score", 1)} == jobs - missing and len(order) == len(set(order))
     assert "seed 1 score: ValueError('stopped')" in capsys.readouterr().out
     before = len(order)
-    paper.run_all("full", tmp_path, [0, 1], 3)
+    assert paper.run_all("full", tmp_path, [0, 1], 3)
     assert set(order[before:]) == missing and len(order) == before + len(missing)

@@ -141,7 +141,8 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "correctness", even)
     plain = weights(run_here(tmp_path, monkeypatch, "plain") / "stage2.pt")
     start, traces = f"--init={tmp_path}/plain/base.pt", tmp_path / "traces.jsonl"
-    traces.write_text('{"prompt": "84/6", "attempts": ["12*6=72r12", "14*6=84r0"]}\n')
+    problem = train.train_problems(load_task("division"), 2, 0)(0)
+    traces.write_text(json.dumps({"prompt": problem.prompt, "attempts": ["12*6=72r12", "14*6=84r0"]}) + "\n")
     for name, option in [
         ("offline", ["--offline_share=0.5"]),
         ("all_offline", ["--offline_share=1"]),
@@ -149,7 +150,7 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
         ("adaptive", ["--adaptive_beta2=true"]),
         ("rloo", ["--baseline=rloo", "--samples_per_problem=4"]),
         ("gamma", ["--gamma=0.5"]),
-        ("single", ["--stage2_weights=1,0"]),
+        ("single", ["--stage2_weights=1,0", "--alpha=0"]),
         ("three", ["--turns=3"]),
         ("imitate", [f"--imitate={traces}", "--imitate_steps=3", "--keep_every=2"]),
     ]:
@@ -167,11 +168,27 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     assert not same(weights(tmp_path / "imitate" / "imitate-2.pt"), weights(tmp_path / "imitate" / "imitate.pt"))
 
 
-@pytest.mark.parametrize("row", ['{"prompt": "84/6"}', '{"prompt": "84/6", "attempts": []}', '{"prompt": 1, "attempts": ["1"]}'])
-def test_a_file_to_imitate_must_hold_dialogues(tmp_path, row):
-    (tmp_path / "traces.jsonl").write_text('{"prompt": "84/6", "attempts": ["14*6"]}\n' + row)
-    failed = script("train.py", *TINY, f"--out={tmp_path}", f"--imitate={tmp_path}/traces.jsonl")
-    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "row 2: " in failed.stderr, failed.stderr
+def test_a_file_to_imitate_must_hold_dialogues_on_training_problems(tmp_path, monkeypatch):
+    task, path = load_task("division"), tmp_path / "traces.jsonl"
+    fine = {"prompt": train.train_problems(task, 2, 0)(0).prompt, "attempts": ["14*6"]}
+    c = Config(imitate=str(path))
+    tokenizer = train.make_tokenizer(c)
+    path.write_text(json.dumps(fine))
+    assert len(train.read_traces(c, task, tokenizer)) == 1
+    held_out = held_out_problems(task, 2, 0, 1)[0].prompt
+    for row, words in [
+        ({"prompt": "84/6"}, "no field 'attempts'"),
+        ({"prompt": "84/6", "attempts": []}, "not empty"),
+        ({"prompt": 1, "attempts": ["1"]}, "must be a text"),
+        ({"prompt": held_out, "attempts": ["14*6"]}, "is a held-out problem"),
+    ]:
+        path.write_text(f"{json.dumps(fine)}\n{json.dumps(row)}\n")
+        with pytest.raises(ValueError, match=words) as error:
+            train.read_traces(c, task, tokenizer)
+        assert "row 2: " in str(error.value)
+    failed = script("train.py", *TINY, f"--out={tmp_path}", f"--imitate={path}")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "held-out" in failed.stderr, failed.stderr
+    assert not (tmp_path / "default" / "base.pt").exists()
 
 
 def test_feedback_is_asked_for_and_is_no_attempt(tmp_path, monkeypatch, capsys):
@@ -295,6 +312,11 @@ def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
         (["--temperature=0"], "take 1.0"),
         (["--dim=30"], "multiple of 2 * n_head"),
         (["--stage2_weights=1"], "two numbers such as 1,1"),
+        (["--stage2_weights=1,0"], "so alpha"),
+        (["--stage2_weights=0,1", "--gamma=0.5"], "so gamma"),
+        (["--turns=1"], "2 to 6"),
+        (["--turns=3", "--offline_share=0.5"], "offline_share=0"),
+        (["--turns=3", "--adaptive_beta2=true"], "adaptive_beta2=false"),
         (["--name=a/b"], "use --out"),
         (["--preset=huge"], "choose one of smoke"),
         (["--resume=out/x", "--lr=1"], "give no others"),
