@@ -211,6 +211,7 @@ def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Cal
     def step(ids: Tensor) -> Tensor:
         n, end = len(ids), cache.longest + 1
         model.check_length(end)
+        end = min(width, max(end, 16))  # hidden below: fewer than a vector of scores are slower than more
         positions = cache.lengths[:n]  # [n]
         hide = torch.zeros(n, 1, 1, end, dtype=table.dtype, device=table.device)
         hide.masked_fill_((columns[:end] > positions[:, None])[:, None, None], -torch.inf)

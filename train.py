@@ -93,7 +93,7 @@ class Config:
     interleave: int = option(1, "how often Stage I and II alternate, the steps shared out (v1 of the paper: 2)")
     batch: int = option(128, "rollouts an update; 256 gained a little more at twice the cost (single runs)")
     sample_batch: int = option(256, "rollouts sampled together: memory for their keys and values")
-    micro_batch: int = option(64, "rows a forward pass, as many as the CPU's cache likes; any number gives the same gradient")
+    micro_batch: int = option(32, "rows a forward pass, as many as the CPU's cache likes; any number gives the same gradient")
     samples_per_problem: int = option(1, "rollouts of each problem; the rloo baseline needs 2 or more")
     baseline: str = option("split", "split: by the first attempt's outcome; rloo: by problem, as the paper names")
     optimizer: str = option("muon", "muon on the blocks' matrices and AdamW on the rest, or adamw on all, as the paper has it")
@@ -237,7 +237,7 @@ def seeded(*key) -> int:
 
 def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model: GPT, step: int) -> dict[str, Tensor]:
     """Dialogues to imitate: `ids` [B, T] and `masks` [B, 1, T], the tokens that the loss counts."""
-    turns = {3: 5, 7: 10}.get(step % 8, 2)  # one batch in four has long dialogues, else turns 3, 4, ... would be foreign
+    turns = {7: 5, 15: 10}.get(step % 16, 2)  # one batch in eight has long dialogues, else turns 3, 4, ... would be foreign
     mine = share(max(1, c.base_batch * 2 // turns))
     problems = [problem_at(step * c.base_batch + i) for i in mine]
     own = [None] * len(mine)
