@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -336,60 +336,33 @@ def commit_here() -> str:
 # ------------------------------------------------------------------------------------------------------ the whole grid
 
 
-def jobs_of(kind: str, seeds: list[int]) -> list[tuple[str, int]]:
-    """(method, seed) in the order of their start: three seeds of the methods, the sweeps, then the other seeds."""
+def waves_of(kind: str, seeds: list[int]) -> list[list[tuple[str, int]]]:
+    """(method, seed) in three waves, each in need of the one before: the bases, SCoRe, all else (sweeps before seeds 4, 5, ...)."""
     methods = grid(kind)
-    main = [name for name in methods if methods[name].seeds == 5]
-    sweeps = [] if kind == "quick" else [name for name in methods if methods[name].seeds < 5]
-    return [*((name, s) for s in seeds[:3] for name in main), *((name, s) for s in seeds[:3] for name in sweeps),
+    main = [name for name in methods if methods[name].seeds == 5 and name not in ("base", "score")]
+    few = [] if kind == "quick" else [name for name in methods if methods[name].seeds < 5]
+    rest = [*((name, s) for s in seeds[:3] for name in main), *((name, s) for s in seeds[:3] for name in few),
             *((name, s) for s in seeds[3:] for name in main)]  # fmt: skip
-
-
-def work_of(name: str, kind: str) -> float:
-    """A job's share of the work in updates, roughly: for the ETA alone."""
-    method, (one, two) = grid(kind)[name], steps_of(kind)
-    if name == "base":
-        return 200.0
-    if not method.trained:
-        return 15.0
-    if method.traces:
-        return 15.0 + 0.6 * method.settings["imitate_steps"] * (3 if method.traces.startswith("star") else 1)
-    return 20.0 + (1.5 * (one + two) if name == "score3" else two if method.start == "stage1" else one + two)
+    return [[("base", s) for s in seeds], [("score", s) for s in seeds], rest]
 
 
 def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> bool:
-    """Runs what has no result yet, each job when those it starts from are done; names those that failed. Were there none?"""
-    jobs, commit = jobs_of(kind, seeds), commit_here()
-    done = {job for job in jobs if (out / f"seed{job[1]}" / job[0] / "result.json").exists()}
-    todo, running, failed = [job for job in jobs if job not in done], {}, {}
-    started, total = time.time(), sum(work_of(name, kind) for name, _ in todo)
+    """Runs what has no result yet; a run that fails is named at the end, with those that needed it. Were there none?"""
+    commit, started, ended, failed = commit_here(), time.time(), 0, {}
+    done = {(file.parent.name, int(file.parent.parent.name.removeprefix("seed"))) for file in out.glob("seed*/*/result.json")}
+    waves = [[job for job in wave if job not in done] for wave in waves_of(kind, seeds)]
+    total = sum(map(len, waves))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        while todo or running:
-            for job in list(todo):
-                name, seed = job
-                needs = {"base": []}.get(name, ["base"] + ["score"] * (grid(kind)[name].start == "stage1"))
-                if len(running) < workers and all((need, seed) in done for need in needs):
-                    todo.remove(job)
-                    running[pool.submit(run, kind, str(out), name, seed, commit)] = job
-                elif any((need, seed) in failed for need in needs):
-                    todo.remove(job)
-                    failed[job] = "what it starts from failed"
-            if not running:
-                break
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                job = running.pop(future)
-                if error := future.exception():
-                    failed[job] = repr(error)
-                else:
-                    done.add(job)
-                left = sum(work_of(name, kind) for name, _ in [*todo, *running.values()])
-                passed = time.time() - started
-                eta = passed * left / max(1.0, total - left) / 60
-                print(f"{len(done)}/{len(jobs)}  seed {job[1]} {job[0]:<12} {'FAILED' if job in failed else 'done'}  "
-                      f"{passed / 60:.0f} min, ETA {eta:.0f} min", flush=True)  # fmt: skip
+        for wave in waves:
+            futures = {pool.submit(run, kind, str(out), *job, commit): job for job in wave}
+            for future in as_completed(futures):
+                (name, seed), error, ended = futures[future], future.exception(), ended + 1
+                failed |= {(name, seed): error} if error else {}
+                minutes = (time.time() - started) / 60
+                print(f"{ended}/{total}  seed {seed} {name:<12} {'FAILED' if error else 'done'}  {minutes:.0f} min, "
+                      f"ETA {minutes * (total - ended) / ended:.0f} min", flush=True)  # fmt: skip
     for (name, seed), error in failed.items():
-        print(f"seed {seed} {name}: {error}; its log is {out}/seed{seed}/{name}/log.txt")
+        print(f"seed {seed} {name}: {error!r}; its log is {out}/seed{seed}/{name}/log.txt")
     return not failed
 
 

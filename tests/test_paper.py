@@ -193,26 +193,30 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
     assert results[0] == results[1]
 
 
-def test_the_grid_starts_what_is_ready_and_skips_what_is_done(tmp_path, monkeypatch, capsys):
-    """Nothing starts before what it starts from is done; a failure takes along what needs it; the next call does the rest."""
-    order = []
+def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypatch, capsys):
+    """Nothing starts before what it starts from; a failure is named, with those that need it; the next call does the rest."""
+    begun = []
 
     def stub(kind, out, name, seed, commit):
+        begun.append((name, seed))
         needs = ["base"] * (name != "base") + ["score"] * (paper.grid(kind)[name].start == "stage1")
-        assert all((Path(out) / f"seed{seed}" / need / "result.json").exists() for need in needs)
-        order.append((name, seed))
-        if name == "score" and seed == 1 and order.count((name, seed)) == 1:
+        if (name, seed) == ("score", 1) and begun.count((name, seed)) == 1:
             raise ValueError("stopped")
+        if not all((Path(out) / f"seed{seed}" / need / "result.json").exists() for need in needs):
+            raise ValueError("not there")
         (Path(out) / f"seed{seed}" / name).mkdir(parents=True)
         (Path(out) / f"seed{seed}" / name / "result.json").write_text("{}")
 
     monkeypatch.setattr(paper, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(paper, "run", stub)
+    jobs = [job for wave in paper.waves_of("full", [0, 1, 2, 3]) for job in wave]
+    few = [name for name, method in paper.grid("full").items() if method.seeds < 5]
+    assert len(few) > 9 and len(jobs) == len(set(jobs)) == 4 * len(paper.grid("full")) - len(few)  # three seeds of the sweeps
     assert not paper.run_all("full", tmp_path, [0, 1], 3)
-    jobs = set(paper.jobs_of("full", [0, 1]))
-    missing = {job for job in jobs if job[1] == 1 and (job[0] == "score" or paper.grid("full")[job[0]].start == "stage1")}
-    assert set(order) - {("score", 1)} == jobs - missing and len(order) == len(set(order))
-    assert "seed 1 score: ValueError('stopped')" in capsys.readouterr().out
-    before = len(order)
-    assert paper.run_all("full", tmp_path, [0, 1], 3)
-    assert set(order[before:]) == missing and len(order) == before + len(missing)
+    missing = {("score", 1)} | {(name, 1) for name, method in paper.grid("full").items() if method.start == "stage1"}
+    said = capsys.readouterr().out
+    assert "seed 1 score: ValueError('stopped')" in said and said.count("FAILED") == len(missing)
+    assert said.count("not there") == len(missing) - 1
+    before = len(begun)
+    assert len(begun) == len(set(begun)) and paper.run_all("full", tmp_path, [0, 1], 3)
+    assert set(begun[before:]) == missing and len(begun) == before + len(missing)
