@@ -33,11 +33,13 @@ CASES = {  # bfloat16 with single rows: a weight's gradient is rounded once a mi
     "masters": dict(dtype="bfloat16", micro_batch=1),
     "lora, offline": dict(init="tied.pt", lora=2, dtype="bfloat16", micro_batch=1, offline_share=0.5),
     "tied": dict(init="tied.pt", recompute=True),
+    "three, lora": dict(init="tied.pt", lora=2, turns=3),
+    "imitate": dict(init="untied.pt", imitate="traces.jsonl", imitate_steps=2, stage1_steps=0),
     "shard plain": dict(shard=True),
     "shard masters": dict(dtype="bfloat16", micro_batch=1, shard=True),
     "shard tied": dict(init="tied.pt", recompute=True, shard=True),
 }
-RESUMED = ["masters", "lora, offline", "shard plain", "shard masters"]
+RESUMED = ["masters", "lora, offline", "three, lora", "shard plain", "shard masters"]
 
 
 def rows_of(rollout: Rollout, part: range) -> Rollout:
@@ -52,7 +54,7 @@ def metrics(folder: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def run(c: Config, rollout: Rollout, state: dict | None = None) -> dict:
+def run(c: Config, sampled: dict[int, Rollout], state: dict | None = None) -> dict:
     """train.py's own loop on given rollouts: its gradients, advantages, problems, rows of metrics and checkpoints.
 
     An attempt counts as right if its text is of even length. A copy of last.pt is kept from amid Stage II.
@@ -66,7 +68,7 @@ def run(c: Config, rollout: Rollout, state: dict | None = None) -> dict:
         part = share(c.batch)
         offline = round(c.offline_share * len(part))
         seen["prompts"] += [p.prompt for p in problems]
-        return rows_of(rollout, part[:offline] if first is not None else part[offline:])
+        return rows_of(sampled[turns], part[:offline] if first is not None else part[offline:])
 
     def clip(parameters, bound):
         parameters = list(parameters)
@@ -94,19 +96,19 @@ def run(c: Config, rollout: Rollout, state: dict | None = None) -> dict:
     return seen | {path.name: load(path) for path in sorted(folder.glob("*.pt"))}
 
 
-def run_all(folder: Path, rollout: Rollout) -> dict:
+def run_all(folder: Path, sampled: dict[int, Rollout]) -> dict:
     """All cases in this process or, if there are ranks, in each: the same code."""
     config = replace(BASE, out=str(folder))
     results = {}
     for name, changes in CASES.items():
         if "shard" in name and train.ranks() == 1:
             continue
-        changes = changes | ({"init": str(folder.parent / changes["init"])} if "init" in changes else {})
-        results[name] = run(replace(config, name=name, **changes), rollout)
+        changes = changes | {key: str(folder.parent / changes[key]) for key in ("init", "imitate") if key in changes}
+        results[name] = run(replace(config, name=name, **changes), sampled)
     return results
 
 
-def resume_all(folder: Path, other: Path, rollout: Rollout) -> dict:
+def resume_all(folder: Path, other: Path, sampled: dict[int, Rollout]) -> dict:
     """Runs that go on from amid Stage II of `other`, which was trained on another number of processes."""
     results = {}
     for name in RESUMED:
@@ -115,10 +117,11 @@ def resume_all(folder: Path, other: Path, rollout: Rollout) -> dict:
         c = replace(Config(**state["config"]), out=str(folder), name=f"{name} resumed", shard="shard" in name)
         if train.rank() == 0:
             (folder / c.name).mkdir()
-            shutil.copy(source / "base.pt", folder / c.name)
+            for path in [source / "base.pt", *source.glob("stage1*.pt")]:
+                shutil.copy(path, folder / c.name)
             shutil.copy(source / "mid.pt", folder / c.name / "last.pt")
         train.gather(None)
-        results[name] = run(c, rollout, state)
+        results[name] = run(c, sampled, state)
     return results
 
 
@@ -165,11 +168,11 @@ def samplings(c: Config) -> dict:
 
 def worker(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    rollout = Rollout(**torch.load(folder / "rollout.pt"))
-    results = run_all(folder / "two", rollout)
+    sampled = {turns: Rollout(**torch.load(folder / f"rollout{turns}.pt")) for turns in (1, 2, 3)}
+    results = run_all(folder / "two", sampled)
     found = {
         "runs": results,
-        "resumed": resume_all(folder / "two", folder / "one", rollout),
+        "resumed": resume_all(folder / "two", folder / "one", sampled),
         "samples": samplings(BASE),
         "parts": [train.gather(list(share(n))) for n in (2, 7, 256)],
     }
@@ -188,12 +191,15 @@ def found(tmp_path_factory):
         save(folder / name, train.checkpoint_of(BASE, model, {}))
     task, problem_at = train.load_task(BASE.task), train.train_problems(train.load_task(BASE.task), BASE.size, BASE.seed)
     problems = [problem_at(i) for i in range(ROWS)]
-    rollout = train.rollouts(BASE, task, build_tokenizer(1), base_model(), problems, 2, 1)
-    assert len(set(rollout.lengths.tolist())) > 2  # micro-batches of unlike widths
-    torch.save(vars(rollout), folder / "rollout.pt")
-    one = {"runs": run_all(folder / "one", rollout), "samples": samplings(BASE)}
+    rows = [{"prompt": p.prompt, "attempts": ["12*6=72", "7" * i]} for i, p in enumerate(problems, 1)]
+    (folder / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampled = {turns: train.rollouts(BASE, task, build_tokenizer(1), base_model(), problems, turns, 1) for turns in (1, 2, 3)}
+    assert len(set(sampled[2].lengths.tolist())) > 2  # micro-batches of unlike widths
+    for turns, rollout in sampled.items():
+        torch.save(vars(rollout), folder / f"rollout{turns}.pt")
+    one = {"runs": run_all(folder / "one", sampled), "samples": samplings(BASE)}
     torch.multiprocessing.spawn(worker, (folder,), nprocs=2)
-    resumed = resume_all(folder / "one", folder / "two", rollout)
+    resumed = resume_all(folder / "one", folder / "two", sampled)
     return one, [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)], resumed
 
 
@@ -207,21 +213,25 @@ def distance(a, b) -> float:
 def test_two_ranks_learn_what_one_process_learns(found, case):
     """The same rollouts, unevenly shared: gradients of every update, metrics, and the weights after each stage.
 
+    AdamW divides a gradient by its size, so where it is next to nothing a last bit of it shows: weights agree less closely.
+
     Muon rounds to bfloat16 inside, and a sharded run adds bfloat16 gradients in another order: there a last bit grows.
     """
     one, ranks, _ = found
     alone = one["runs"][case.removeprefix("shard ")]
     exact = case not in ("rloo, muon", "shard masters")
     for both in (rank["runs"][case] for rank in ranks):
-        assert len(both["gradients"]) == len(alone["gradients"]) == (3 if "init" in CASES[case] else 7)
+        updates = {"three, lora": 4, "imitate": 4}.get(case, 3 if "init" in CASES[case] else 7)
+        assert len(both["gradients"]) == len(alone["gradients"]) == updates
         for step, (a, b) in enumerate(zip(both["gradients"], alone["gradients"], strict=True)):
             size = max(g.abs().max().item() for g in b)
             assert size > 0.01
             assert distance(a, b) < (1e-6 if step == 0 else 1e-5 * size if exact else 1e-2 * size), (case, step)
-        for name in ("base.pt", "stage1.pt", "stage2.pt", "last.pt"):
+        assert {"base.pt", "stage2.pt", "last.pt"} <= both.keys()
+        for name in sorted(name for name in alone if name.endswith(".pt")):
             assert both[name]["model"].keys() == alone[name]["model"].keys()
             assert [w.dtype for w in both[name]["model"].values()] == [w.dtype for w in alone[name]["model"].values()]
-            assert distance(both[name]["model"], alone[name]["model"]) < (1e-5 if exact else 2e-3), (case, name)
+            assert distance(both[name]["model"], alone[name]["model"]) < (3e-5 if exact else 2e-3), (case, name)
         for a, b in zip(both["metrics"], alone["metrics"], strict=True):
             assert a.keys() == b.keys() and a.pop("stage") == b["stage"]
             assert a == pytest.approx({name: b[name] for name in a}, rel=1e-4 if exact else 1e-2, abs=1e-4 if exact else 1e-2)
@@ -234,7 +244,7 @@ def test_advantages_and_problems_are_those_of_the_joined_batch(found, case):
     one, ranks, _ = found
     alone, (first, second) = one["runs"][case.removeprefix("shard ")], (rank["runs"][case] for rank in ranks)
     for whole, a, b in zip(alone["advantages"], first["advantages"], second["advantages"], strict=True):
-        assert len(a) == 4 and len(b) == 5 and whole[:, 1].abs().max() > 0.1
+        assert len(a) == 4 and len(b) == 5 and whole.abs().max() > 0.1
         assert torch.equal(torch.cat((a, b)), whole)
     for a, b in zip(first["gradients"], second["gradients"], strict=True):
         assert distance(a, b) == 0  # to the bit, else the ranks' weights would part in time
@@ -248,7 +258,7 @@ def test_advantages_and_problems_are_those_of_the_joined_batch(found, case):
 def test_a_run_goes_on_with_another_number_of_ranks(found, case):
     """From one process to two ranks, and from two to one, amid Stage II with its optimiser: as if nothing had been."""
     one, ranks, to_one = found
-    tolerance = 2e-3 if case == "shard masters" else 1e-5
+    tolerance = 2e-3 if case == "shard masters" else 3e-5
     whole = one["runs"][case.removeprefix("shard ")]
     for resumed in (to_one[case], *(rank["resumed"][case] for rank in ranks)):
         assert len(resumed["gradients"]) == 1 and len(resumed["metrics"]) == 1
