@@ -514,7 +514,8 @@ def make_optimizers(c: Config, masters: dict[str, Tensor]) -> list[torch.optim.O
     """Muon for the matrices of the blocks and AdamW for all else, or AdamW alone."""
     muon = {name for name, p in masters.items() if c.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2}
     rest = [p for name, p in masters.items() if name not in muon]
-    optimizers = [torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)] if rest else []
+    fused = True if rest and rest[0].is_cuda else None  # None: torch's choice
+    optimizers = [torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)] if rest else []
     if muon:
         optimizers.append(torch.optim.Muon([masters[n] for n in masters if n in muon], lr=0.0, momentum=0.95, weight_decay=0.0))
     for optimizer in optimizers:

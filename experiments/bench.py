@@ -383,7 +383,8 @@ def parts_of_default_run(steps: int, problems: int) -> str:
         start = time.perf_counter()
         evaluate(model, c, held_out_of(c, problems))
         evaluation = (time.perf_counter() - start) / problems
-    counts, planned = {"base": 3 * steps, "stage1": steps, "stage2": steps}, {"base": 700, "stage1": 190, "stage2": 120}
+    counts = {"base": 3 * steps, "stage1": steps, "stage2": steps}
+    planned = {"base": train.Config.base_steps, "stage1": train.Config.stage1_steps, "stage2": train.Config.stage2_steps}
     names = ["sampling", "reward", "reference", "update"]
     paces = {name: [spent.get((name, part), 0.0) / counts[name] for part in names] for name in counts}  # seconds a step
     rows = [[n, *(f"{1000 * p:.0f}" for p in pace), f"{sum(pace) * planned[n]:.0f}"] for n, pace in paces.items()]

@@ -204,7 +204,7 @@ def finish(figure, axes, path: Path) -> str:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, facecolor="white")
+    figure.savefig(path, dpi=110, facecolor="white", bbox_inches="tight")
     plt.close(figure)
     return path.name
 
@@ -255,8 +255,8 @@ def draw_distances(r: Results, path: Path) -> str:
             counts = [sum(c) for c in zip(*r.values(m, lambda row, w=which: row["distances"][w]), strict=True)]
             weights = [100 * c / sum(counts) for c in counts]
             axis.hist([i / 20 + 0.025 for i in range(20)], bins=20, range=(0, 1), weights=weights, label=which, **style)
-        axis.set(title=r.labels[m], xlabel="edit distance ratio")
-    axes[0][0].set_ylabel("problems (%)")
+        axis.set(title=r.labels[m], xlabel="edit distance ratio", yscale="log", ylim=(0.1, 100))
+    axes[0][0].set_ylabel("problems (%), log scale")
     axes[0][0].legend(frameon=False)
     return finish(figure, axes[0], path)
 
@@ -297,8 +297,11 @@ def draw_votes(r: Results, path: Path) -> str:
     axes[0].set(xlabel="attempts sampled a problem, K", ylabel="majority is right, T = 0.7 (%)")
     axes[0].set_xscale("log", base=2)
     axes[0].set_xticks(ks, ks)
-    axes[1].set(xlabel="tokens sampled a problem", xscale="log")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[1].set(xlabel="tokens sampled a problem")
+    axes[1].set_xscale("log", base=2)
+    axes[1].xaxis.set_major_formatter("{x:.0f}")
+    entries = axes[0].get_legend_handles_labels()
+    figure.legend(*entries, frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     return finish(figure, axes, path)
 
 
@@ -314,7 +317,7 @@ def draw_swap(r: Results, path: Path) -> str:
         axis.bar(xs, heights, 0.25, yerr=errors, label=text, color=color, error_kw=dict(linewidth=0.8))
     axis.set_xticks(range(len(methods)), [r.labels[m].replace(", ", ",\n") for m in methods], fontsize=8, rotation=30, ha="right")
     axis.set(ylabel="attempt 2 right (%), problems\nwith a wrong attempt 1", ylim=(0, None))
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     return finish(figure, [axis], path)
 
 
