@@ -76,7 +76,7 @@ class Config:
     base_lr: float = option(0.02, "Muon's learning rate on the block matrices")
     right_first: float = option(0.3, "share of demonstrations with a right first attempt")
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit that RL must break")
-    right: float = option(0.5, "share of later turns that are right, the ability to be found; near misses, the rest, make delta < 0")
+    right: float = option(0.5, "share of later turns that are right, the ability to find; the rest are near misses: delta < 0")
     own_from: float = option(0.3, "from this share of the steps on, wrong first attempts are the model's own samples")
     init: str = option("", "a base to start from instead of making one: a .pt file, or the folder of a Hugging Face checkpoint")
     tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if --init has none")
@@ -552,25 +552,20 @@ def betas_of(c: Config, stage: Stage, before: dict) -> tuple[float, ...]:
     return beta, *rest
 
 
-def train(c: Config, state: dict) -> None:
-    """Runs the stages from `state` on, which is the content of last.pt, or {} for a new run."""
-    folder, device, task = Path(c.out) / c.name, pick_device(c.device), load_task(c.task)
-    tokenizer = make_tokenizer(c)
-    problem_at = train_problems(task, c.size, c.seed, c.train_data, c.test_data)
-    traces = read_traces(c, task, tokenizer) if c.imitate else []
-    check_ranks(c, device)
+def to_train(c: Config, state: dict, folder: Path, device: torch.device, tokenizer: Tokenizer) -> tuple[GPT, dict[str, Tensor]]:
+    """The model to start or to go on with, and its weights that learn. A new run's first files are written."""
     home = torch.device("cpu") if c.shard else device  # a model that is sharded need not fit on one device
     torch.manual_seed(c.seed)
     if state:
         model = load_model(folder / "last.pt", home)[0]
     else:
         model = make_model(c, tokenizer.vocab_size, home)
+        if c.train_data:
+            check_lengths(c, load_task(c.task), tokenizer, model.config.max_len)
         if c.lora:
             add_lora(model, c.lora)
         if c.init:
             save(folder / "base.pt", checkpoint_of(c, model, {}))
-    if c.train_data:
-        check_lengths(c, task, tokenizer, model.config.max_len)
     model.recompute = c.recompute
     if c.shard:
         shard(model, device, state.get("model", {}))
@@ -578,20 +573,35 @@ def train(c: Config, state: dict) -> None:
     if not state:
         save(folder / "last.pt", last_of(c, model, masters, 0, 0, {}, 0.0, []))
         (folder / "metrics.jsonl").touch()
-    row, reference, started = state.get("row", {}), None, time.time() - state.get("seconds", 0.0)
+    return model, masters
+
+
+def reference_of(c: Config, stage: Stage, folder: Path, device: torch.device, model: GPT) -> GPT:
+    """The policy to which the stage's KL holds: never trained, and with adapters the base is the model without them."""
+    if c.lora and stage.reference == "base":
+        return without_lora(model)
+    reference = load_model(folder / f"{stage.reference}.pt", torch.device("cpu") if c.shard else device)[0].requires_grad_(False)
+    if c.shard:
+        shard(reference, device)
+    return reference
+
+
+def train(c: Config, state: dict) -> None:
+    """Runs the stages from `state` on, which is the content of last.pt, or {} for a new run."""
+    folder, device, task = Path(c.out) / c.name, pick_device(c.device), load_task(c.task)
+    tokenizer = make_tokenizer(c)
+    problem_at = train_problems(task, c.size, c.seed, c.train_data, c.test_data)
+    traces = read_traces(c, task, tokenizer) if c.imitate else []
+    check_ranks(c, device)
+    model, masters = to_train(c, state, folder, device, tokenizer)
+    row, started = state.get("row", {}), time.time() - state.get("seconds", 0.0)
     for index, stage in list(enumerate(stages(c)))[state.get("stage", 0) :]:
         optimizers = make_optimizers(c, masters)
         first = state.get("step", 0) if index == state.get("stage") else 0
         if first:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(scattered(saved, optimizer))
-        if stage.weights is not None:
-            if stage.reference == "base" and c.lora:
-                reference = without_lora(model)
-            else:
-                reference = load_model(folder / f"{stage.reference}.pt", home)[0].requires_grad_(False)
-            if c.shard:
-                shard(reference, device)
+        reference = None if stage.weights is None else reference_of(c, stage, folder, device, model)
         pace = time.time()
         for step in range(first, stage.steps):
             betas, key, shown = betas_of(c, stage, row), (index, step), None

@@ -241,7 +241,7 @@ def update_of(config: GPTConfig, batch: int, length: int, optimizer: str = "muon
     def update():
         original = train.token_scores
         train.token_scores = full_log_softmax if straight else original
-        for micro in train.split(rows, 64):
+        for micro in train.split(rows, train.Config.micro_batch):
             train.policy_loss(model, reference, micro, (0.1, 0.1), 1.0, batch)[0].backward()
         train.token_scores = original
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
@@ -258,16 +258,16 @@ def update_of(config: GPTConfig, batch: int, length: int, optimizer: str = "muon
 
 def bench_update(limit: dict, cases: list[tuple]) -> str:
     cells = []
-    for name, config, batch, length, runs in cases:
-        fast, tokens, flops = update_of(config, batch, length)
-        straight, _, _ = update_of(config, batch, length, straight=True)
+    for name, config, optimizer, batch, length, runs in cases:
+        fast, tokens, flops = update_of(config, batch, length, optimizer)
+        straight, _, _ = update_of(config, batch, length, optimizer, straight=True)
         s = in_turns(runs, fast=fast, straight=straight)
         shares = [100 * flops / t / limit["torch.float32"] for t in s["fast"]]
         ratios = [a / b for a, b in zip(s["straight"], s["fast"], strict=True)]
-        cells.append([name, f"{batch} x {length}", spread([tokens / t for t in s["fast"]], 0), spread(shares, 0) + " %",
+        cells.append([name, optimizer, f"{batch} x {length}", spread([tokens / t for t in s["fast"]], 0), spread(shares, 0) + " %",
                       spread(ratios, 2) + "x"])  # fmt: skip
         print(*cells[-1], flush=True)
-    return markdown(["model", "rows x tokens", "tokens/s", "share of peak", "against full log-softmax"], cells)
+    return markdown(["model", "optimizer", "rows x tokens", "tokens/s", "share of peak", "against full log-softmax"], cells)
 
 
 WIDE = (GPTConfig(151936, n_layer=2, tie_weights=True), 16, 64)  # 16 x 64 x 151,936 logits are 0.58 GiB
@@ -422,8 +422,9 @@ def main() -> None:
                   gpt2 | dict(ragged=False, dtype=torch.bfloat16, name="the same, bfloat16"),
                   dict(name="Qwen 0.5B shape", config=QWEN, batch=16, prompt=8, new=3, runs=3, ragged=False)]  # fmt: skip
     sampled = bench_sampling(limit, cases)
-    cases = [("toy", TOY, 64 if quick else 256, 40, runs)]
-    updates = bench_update(limit, cases if quick else [*cases, ("GPT-2 124M shape", GPTConfig.gpt2(), 8, 64, runs)])
+    cases = [("toy", TOY, "muon", 64 if quick else 128, 40, runs)]
+    cases += [] if quick else [("GPT-2 124M shape", GPTConfig.gpt2(), "adamw", 8, 256, 3)]  # as the presets have it
+    updates = bench_update(limit, cases)
     peaks = {} if quick else {way: peak_of(way) for way in ("ours", "straight")}
     grown = growth(runs, quick)
     parts = parts_of_default_run(2 if quick else 8, 50 if quick else 500)
@@ -432,8 +433,8 @@ def main() -> None:
     text = f"""# Benchmark
 
 Made by `make bench` on {machine_name()}, in {(time.time() - started) / 60:.0f} minutes.
-Medians of {runs} runs (0.5B: 3), fastest and slowest in brackets. Peak of a matrix product: {peak} GFLOP/s in float32
-(torch's own: {own}), {low} in bfloat16; a copy moves {copy} GB/s.
+Medians of {runs} runs (0.5B, GPT-2's update: 3), fastest and slowest in brackets. Peak of a matrix product: {peak} GFLOP/s in
+float32 (torch's own: {own}), {low} in bfloat16; a copy moves {copy} GB/s.
 
 ## Sampling, two turns
 
