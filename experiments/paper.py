@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -336,33 +336,42 @@ def commit_here() -> str:
 # ------------------------------------------------------------------------------------------------------ the whole grid
 
 
-def waves_of(kind: str, seeds: list[int]) -> list[list[tuple[str, int]]]:
-    """(method, seed) in three waves, each in need of the one before: the bases, SCoRe, all else (sweeps before seeds 4, 5, ...)."""
-    methods = grid(kind)
-    main = [name for name in methods if methods[name].seeds == 5 and name not in ("base", "score")]
+def jobs_of(kind: str, seeds: list[int]) -> list[tuple[str, int]]:
+    """(method, seed) in the order of their start: three seeds of the methods, the sweeps, then the other seeds."""
+    methods, first, more = grid(kind), seeds[:3], seeds[3:]
+    main = [name for name in methods if methods[name].seeds == 5]
     few = [] if kind == "quick" else [name for name in methods if methods[name].seeds < 5]
-    rest = [*((name, s) for s in seeds[:3] for name in main), *((name, s) for s in seeds[:3] for name in few),
-            *((name, s) for s in seeds[3:] for name in main)]  # fmt: skip
-    return [[("base", s) for s in seeds], [("score", s) for s in seeds], rest]
+    return [(name, seed) for names, some in ((main, first), (few, first), (main, more)) for seed in some for name in names]
+
+
+def needs(kind: str, name: str, seed: int) -> set[tuple[str, int]]:
+    """The runs from which this one starts."""
+    return {("base", seed)} - {(name, seed)} | ({("score", seed)} if grid(kind)[name].start == "stage1" else set())
 
 
 def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> bool:
-    """Runs what has no result yet; a run that fails is named at the end, with those that needed it. Were there none?"""
-    commit, started, ended, failed = commit_here(), time.time(), 0, {}
+    """Runs what has no result yet, each run when those it needs are done. Names those that failed; were there none?"""
+    commit, started, failed, running = commit_here(), time.time(), {}, {}
     done = {(file.parent.name, int(file.parent.parent.name.removeprefix("seed"))) for file in out.glob("seed*/*/result.json")}
-    waves = [[job for job in wave if job not in done] for wave in waves_of(kind, seeds)]
-    total = sum(map(len, waves))
+    todo = [job for job in jobs_of(kind, seeds) if job not in done]
+    total = len(todo)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for wave in waves:
-            futures = {pool.submit(run, kind, str(out), *job, commit): job for job in wave}
-            for future in as_completed(futures):
-                (name, seed), error, ended = futures[future], future.exception(), ended + 1
-                failed |= {(name, seed): error} if error else {}
-                minutes = (time.time() - started) / 60
-                print(f"{ended}/{total}  seed {seed} {name:<12} {'FAILED' if error else 'done'}  {minutes:.0f} min, "
+        while True:
+            for job in [job for job in todo if needs(kind, *job) <= done][: workers - len(running)]:
+                todo.remove(job)
+                running[pool.submit(run, kind, str(out), *job, commit)] = job
+            if not running:
+                break
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job, error = running.pop(future), future.exception()
+                failed |= {job: repr(error)} if error else {}
+                done |= set() if error else {job}
+                minutes, ended = (time.time() - started) / 60, total - len(todo) - len(running)
+                print(f"{ended}/{total}  seed {job[1]} {job[0]:<12} {'FAILED' if error else 'done'}  {minutes:.0f} min, "
                       f"ETA {minutes * (total - ended) / ended:.0f} min", flush=True)  # fmt: skip
-    for (name, seed), error in failed.items():
-        print(f"seed {seed} {name}: {error!r}; its log is {out}/seed{seed}/{name}/log.txt")
+    for (name, seed), error in (failed | {job: "needs a run that failed" for job in todo}).items():
+        print(f"seed {seed} {name}: {error}; its log is {out}/seed{seed}/{name}/log.txt")
     return not failed
 
 
