@@ -71,7 +71,7 @@ class Config:
     n_head: int = option(4, "attention heads")
     dim: int = option(128, "width; 0.7 M parameters in all")
     # base model
-    base_steps: int = option(900, "supervised steps; fewer, and its checks are not true, so there is nothing to correct by")
+    base_steps: int = option(700, "supervised steps; fewer, and its checks are not true, so there is nothing to correct by")
     base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost (single runs)")
     base_lr: float = option(0.02, "Muon's learning rate on the block matrices")
     right_first: float = option(0.3, "share of demonstrations with a right first attempt")
@@ -88,8 +88,8 @@ class Config:
     recompute: bool = option(False, "compute the blocks again in the backward pass: far less memory, a third more time")
     # reinforcement learning
     turns: int = option(2, "attempts; with 3 or more Stage I has a part for each of them but the first (ICLR version, A.1)")
-    stage1_steps: int = option(80, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3); of each part, if it has several")
-    stage2_steps: int = option(50, "both turns are rewarded, with the bonus (eq. 4 and 5)")
+    stage1_steps: int = option(190, "turn 2 alone is rewarded, turn 1 is held to the base (eq. 3); of each part, if it has several")
+    stage2_steps: int = option(120, "both turns are rewarded, with the bonus (eq. 4 and 5)")
     interleave: int = option(1, "how often Stage I and II alternate, the steps shared out (v1 of the paper: 2)")
     batch: int = option(128, "rollouts an update")
     sample_batch: int = option(256, "rollouts sampled together: memory for their keys and values")
@@ -180,8 +180,8 @@ LAPTOP = dict(lora=16, lr=1e-4, stage2_lr=1e-4, batch=64, sample_batch=64, micro
 PRESETS = {
     "smoke": dict(name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10, stage2_steps=10, batch=64,
                   micro_batch=64, eval_n=50, log_every=5, show_every=10),
-    "plain": dict(name="plain", stage1_steps=0, stage2_steps=130, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01),
-    "single": dict(name="single", stage1_steps=0, stage2_steps=130, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
+    "plain": dict(name="plain", stage1_steps=0, stage2_steps=310, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01),
+    "single": dict(name="single", stage1_steps=0, stage2_steps=310, stage2_lr=0.005, alpha=0.0, stage2_beta1=0.01,
                    stage2_weights="1,0"),
     "countdown": dict(name="countdown", task="countdown", size=12),
     "gsm8k": PAPER_MATH | dict(name="gsm8k", task="gsm8k", max_new=512),

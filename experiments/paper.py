@@ -70,17 +70,17 @@ def grid(kind: str) -> dict[str, Method]:
         "base": Method("base", no_rl),
         "score": Method("SCoRe"),
         "both": Method("plain RL, both turns", plain),
-        "standard": Method("plain RL, turn 2 alone", plain | dict(stage2_weights="0,1")),
-        "single": Method("single-turn RL", single),
-        "no_stage1": Method("SCoRe without Stage I", once | dict(stage2_lr=Config.lr)),
-        "no_bonus": Method("SCoRe without the bonus", dict(alpha=0.0), "stage1"),
         "stage1": Method("Stage I", start="stage1", trained=False),
         "self_refine": Method("Self-Refine", trained=False),
+        "no_stage1": Method("SCoRe without Stage I", once | dict(stage2_lr=Config.lr)),
+        "no_bonus": Method("SCoRe without the bonus", dict(alpha=0.0), "stage1"),
         "pair": Method("Pair-SFT D", imitation, traces="pair"),
         "pair+": Method("Pair-SFT D+", imitation, traces="pair+"),
         "star": Method("STaR D", star, traces="star"),
         "star+": Method("STaR D+", star, traces="star+"),
         "oracle": Method("oracle SFT", imitation, traces="oracle"),
+        "single": Method("single-turn RL", single),
+        "standard": Method("plain RL, turn 2 alone", plain | dict(stage2_weights="0,1")),
         "star_two": Method("STaR D+ as Stage II", no_rl | dict(imitate_steps=two // 3), "stage1", "star+"),
         "offline": Method("no online first attempts", dict(offline_share=1.0)),
         "offline_too": Method("half of them offline in Stage II", dict(offline_share=0.5), "stage1"),
@@ -349,11 +349,11 @@ def needs(kind: str, name: str, seed: int) -> set[tuple[str, int]]:
     return {("base", seed)} - {(name, seed)} | ({("score", seed)} if grid(kind)[name].start == "stage1" else set())
 
 
-def run_all(kind: str, out: Path, seeds: list[int], workers: int) -> bool:
+def run_all(kind: str, out: Path, seeds: list[int], methods: list[str], workers: int) -> bool:
     """Runs what has no result yet, each run when those it needs are done. Names those that failed; were there none?"""
     commit, started, failed, running = commit_here(), time.time(), {}, {}
     done = {(file.parent.name, int(file.parent.parent.name.removeprefix("seed"))) for file in out.glob("seed*/*/result.json")}
-    todo = [job for job in jobs_of(kind, seeds) if job not in done]
+    todo = [job for job in jobs_of(kind, seeds) if job not in done and (not methods or job[0] in methods)]
     total = len(todo)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while True:
@@ -390,6 +390,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, into out/paper-quick")
     parser.add_argument("--report", action="store_true", help="train nothing: tables and pictures of the results there are")
     parser.add_argument("--seeds", default="", help="e.g. 0,1,2; default 0,1,2,3,4, with --quick 0")
+    parser.add_argument("--methods", default="", help="only these, e.g. base,score,both; those they start from must be among them")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, a core each")
     args = parser.parse_args()
     kind = "quick" if args.quick else "full"
@@ -401,7 +402,10 @@ def main() -> None:
         from experiments.paper_report import write_report  # now rather than after hours
     except ImportError:
         sys.exit("error: the report needs matplotlib: pip install -e .[plots]")
-    fine = args.report or run_all(kind, out, seeds, args.workers)
+    methods = args.methods.split(",") if args.methods else []
+    if unknown := set(methods) - set(grid(kind)):
+        sys.exit(f"error: no method {sorted(unknown)[0]!r}: there are {', '.join(grid(kind))}")
+    fine = args.report or run_all(kind, out, seeds, methods, args.workers)
     results = gather_results(out, place / "paper.json")
     try:
         print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")

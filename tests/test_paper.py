@@ -211,11 +211,11 @@ def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypa
     jobs = paper.jobs_of("full", [0, 1, 2, 3])
     few = [name for name, method in paper.grid("full").items() if method.seeds < 5]
     assert len(few) > 9 and len(jobs) == len(set(jobs)) == 4 * len(paper.grid("full")) - len(few)  # three seeds of the sweeps
-    assert not paper.run_all("full", tmp_path, [0, 1], 3)
+    assert not paper.run_all("full", tmp_path, [0, 1], [], 3)
     missing = {("score", 1)} | {(name, 1) for name, method in paper.grid("full").items() if method.start == "stage1"}
     said = capsys.readouterr().out
     assert "seed 1 score: ValueError('stopped')" in said and said.count("needs a run that failed") == len(missing) - 1
     before = len(begun)
     assert set(begun) - {("score", 1)} == set(paper.jobs_of("full", [0, 1])) - missing and before == len(set(begun))
-    assert paper.run_all("full", tmp_path, [0, 1], 3)
+    assert paper.run_all("full", tmp_path, [0, 1], [], 3)
     assert set(begun[before:]) == missing and len(begun) == before + len(missing)
