@@ -163,7 +163,7 @@ def level_table(r: Results) -> str:
 
 
 def sweeps_of(r: Results) -> dict[str, list[tuple[float, str]]]:
-    """(value, method) of each sweep in order, SCoRe's own settings among them."""
+    """(value, method) in order of each sweep that has been run, SCoRe's own settings among them."""
     steps = next(iter(r.of["score"].values()))["steps"]
     middle = {"alpha": 10.0, "beta1": 0.3, "beta2": 0.2, "stage1": steps[0]}
     found = {name: [(value, "score")] for name, value in middle.items()}
@@ -173,7 +173,8 @@ def sweeps_of(r: Results) -> dict[str, list[tuple[float, str]]]:
             found[name].append((float(value), m))
     found["alpha"].append((0.0, "no_bonus"))
     found["stage1"].append((0, "no_stage1"))
-    return {name: sorted((v, m) for v, m in points if m in r.of) for name, points in found.items()}
+    there = {name: sorted((v, m) for v, m in points if m in r.of) for name, points in found.items()}
+    return {name: points for name, points in there.items() if len(points) > 2}
 
 
 def sweep_table(r: Results) -> str:
@@ -210,7 +211,7 @@ def finish(figure, axes, path: Path) -> str:
 
 
 def draw_story(r: Results, path: Path) -> str:
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.7))
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.7))
     split = next(iter(r.of["score"].values()))["steps"][0]
     for axis, m, title in ((axes[0], "both", "plain RL on both attempts"), (axes[1], "score", "SCoRe: Stage I, then Stage II")):
         curves = r.values(m, lambda row: row["curve"])
@@ -220,10 +221,15 @@ def draw_story(r: Results, path: Path) -> str:
         axis.set(title=title, xlabel="updates", ylabel="accuracy of sampled rollouts (%)", ylim=(30, 100))
         axis.legend(frameon=False, loc="lower right")
     for m in ("both", "score"):
-        curves = r.values(m, lambda row: row["curve"]["change_rate"])
-        band(axes[2], [5 * i + 3 for i in range(len(curves[0]))], curves, COLORS[m], r.labels[m])
-    axes[2].set(title="how often attempt 2 differs", xlabel="updates", ylabel="rollouts (%)", ylim=(0, None))
-    axes[2].legend(frameon=False)
+        curves = r.values(m, lambda row: row["curve"])
+        xs = [5 * i + 3 for i in range(len(curves[0]["acc_t1"]))]
+        gaps = [[b - a for a, b in zip(c["acc_t1"], c["acc_t2"], strict=True)] for c in curves]
+        band(axes[2], xs, gaps, COLORS[m], r.labels[m])
+        band(axes[3], xs, [c["change_rate"] for c in curves], COLORS[m], r.labels[m])
+    axes[2].axhline(0, color="#555555", linewidth=0.8)
+    axes[2].set(title="gap: attempt 2 − attempt 1", xlabel="updates", ylabel="points")
+    axes[3].set(title="how often attempt 2 differs", xlabel="updates", ylabel="rollouts (%)", ylim=(0, None))
+    axes[2].legend(frameon=False, loc="lower right")
     for axis in axes[1:]:
         axis.axvline(split, color="#555555", linestyle=":", linewidth=1)
     return finish(figure, axes, path)
@@ -322,8 +328,9 @@ def draw_swap(r: Results, path: Path) -> str:
 
 
 def draw_sweeps(r: Results, path: Path) -> str:
-    figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.3), sharey=True)
-    for axis, (name, points) in zip(axes, sweeps_of(r).items(), strict=True):
+    sweeps = sweeps_of(r)
+    figure, (axes,) = plt.subplots(1, len(sweeps), figsize=(1 + 3 * len(sweeps), 3.3), sharey=True, squeeze=False)
+    for axis, (name, points) in zip(axes, sweeps.items(), strict=True):
         seeds = set.intersection(*(set(r.of[m]) for _, m in points))
         for key, color in (("acc_t1", FIRST), ("acc_t2", "#1b5fa8")):
             found = [interval([r.of[m][s]["greedy"][key] for s in sorted(seeds)]) for _, m in points]
@@ -338,6 +345,16 @@ def draw_sweeps(r: Results, path: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ the report
+
+
+def sensitivity(r: Results, place: Path) -> str:
+    if not sweeps_of(r):
+        return "The sweeps have not been run: `python experiments/paper.py` makes them behind the methods."
+    return f"""![Accuracy of both attempts against each setting]({draw_sweeps(r, place / "sweeps.png")})
+
+One setting at a time, the rest as in SCoRe; a panel has the seeds that all its values have.
+
+{sweep_table(r)}"""
 
 
 def write_report(rows: list[dict], labels: dict[str, str], place: Path) -> Path:
@@ -433,11 +450,7 @@ does not care which.
 
 ## 10. Sensitivity
 
-![Accuracy of both attempts against each setting]({draw_sweeps(r, place / "sweeps.png")})
-
-One setting at a time, the rest as in SCoRe; a panel has the seeds that all its values have.
-
-{sweep_table(r)}
+{sensitivity(r, place)}
 """
     path = place / "paper.md"
     path.write_text(text)
