@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 GRIDS = {  # settings beside train.py's defaults
     "full": dict(stage1_steps=Config.stage1_steps, stage2_steps=Config.stage2_steps, eval_n=1000),
-    "quick": dict(stage1_steps=30, stage2_steps=20, eval_n=200),
+    "quick": dict(base_steps=300, stage1_steps=30, stage2_steps=20, eval_n=200),
 }
 ATTEMPTS = 10
 SAMPLES, BUDGETS = 32, (2, 4, 8, 16, 32)  # for the majority vote: dialogues of each problem, and attempts that vote
