@@ -24,7 +24,7 @@ from train import Config, load, save, share
 
 ROOT = Path(__file__).parent.parent
 ROWS = 9  # two ranks have 4 and 5 of them
-BASE = Config(size=2, n_layer=1, dim=32, base_steps=4, base_batch=11, own_from=1.0, stage1_steps=1, stage2_steps=2, batch=ROWS,
+BASE = Config(size=2, n_layer=1, dim=32, base_steps=4, base_batch=13, own_from=1.0, stage1_steps=1, stage2_steps=2, batch=ROWS,
               micro_batch=2, base_lr=0.005, lr=0.005, stage2_lr=0.005, optimizer="adamw", save_every=1, device="cpu",
               report=False)  # fmt: skip
 CASES = {  # bfloat16 with single rows: a weight's gradient is rounded once a micro-batch, so these must hold the same rows
@@ -213,8 +213,6 @@ def distance(a, b) -> float:
 def test_two_ranks_learn_what_one_process_learns(found, case):
     """The same rollouts, unevenly shared: gradients of every update, metrics, and the weights after each stage.
 
-    AdamW divides a gradient by its size, so where it is next to nothing a last bit of it shows: weights agree less closely.
-
     Muon rounds to bfloat16 inside, and a sharded run adds bfloat16 gradients in another order: there a last bit grows.
     """
     one, ranks, _ = found
@@ -231,7 +229,7 @@ def test_two_ranks_learn_what_one_process_learns(found, case):
         for name in sorted(name for name in alone if name.endswith(".pt")):
             assert both[name]["model"].keys() == alone[name]["model"].keys()
             assert [w.dtype for w in both[name]["model"].values()] == [w.dtype for w in alone[name]["model"].values()]
-            assert distance(both[name]["model"], alone[name]["model"]) < (3e-5 if exact else 2e-3), (case, name)
+            assert distance(both[name]["model"], alone[name]["model"]) < (1e-5 if exact else 2e-3), (case, name)
         for a, b in zip(both["metrics"], alone["metrics"], strict=True):
             assert a.keys() == b.keys() and a.pop("stage") == b["stage"]
             assert a == pytest.approx({name: b[name] for name in a}, rel=1e-4 if exact else 1e-2, abs=1e-4 if exact else 1e-2)
@@ -258,7 +256,7 @@ def test_advantages_and_problems_are_those_of_the_joined_batch(found, case):
 def test_a_run_goes_on_with_another_number_of_ranks(found, case):
     """From one process to two ranks, and from two to one, amid Stage II with its optimiser: as if nothing had been."""
     one, ranks, to_one = found
-    tolerance = 2e-3 if case == "shard masters" else 3e-5
+    tolerance = 2e-3 if case == "shard masters" else 1e-5
     whole = one["runs"][case.removeprefix("shard ")]
     for resumed in (to_one[case], *(rank["resumed"][case] for rank in ranks)):
         assert len(resumed["gradients"]) == 1 and len(resumed["metrics"]) == 1
