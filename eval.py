@@ -135,10 +135,11 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     """Does turn 2 read turn 1 (ours)? Greedy accuracy of turn 2 after another first attempt than the model's own.
 
     `own`: its own greedy attempt; `near`: a near miss on the same problem; `wrong`: an unrelated wrong attempt on the same
-    problem, `other`: its own attempt at the next problem; `right`: the right one. Each over `all` problems and over those
-    on which its own attempt is `wrong_first`. A model that solves afresh is right equally often after `own` and `wrong`; one
-    mends what it reads is better after `own`. After `near` it may be as good: a near miss, too, says what to mend. Tasks from
-    files can't make attempts: `own` and `other` only.
+    problem, `other`: its own attempt at the next problem; `right`: the right one; `checked`: its own with the working made true,
+    and `true_checks` says how often that changes nothing. Each over `all` problems and over those on which its own attempt is
+    `wrong_first`. A model that ignores turn 1 is right equally often after all of them; one that uses what it wrote is better
+    after `own` than after `wrong`, and one that goes by the working better after `checked`. After `near` it may be as good as
+    after `own`: a near miss, too, says what to mend. Tasks from files can't make attempts: `own` and `other` only.
     """
     task, tokenizer, rng = load_task(c.task), make_tokenizer(c), Random(c.seed)
     problems = [problem for problem, _, _ in transcripts]
@@ -147,6 +148,8 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     if hasattr(task, "attempt"):
         for name, kind in (("wrong", "far"), ("near", "near"), ("right", "right")):
             shown[name] = [task.attempt(p, kind, rng).text for p in problems]
+        honest = [task.honest(p, text) for p, text in zip(problems, own, strict=True)]
+        shown["checked"] = [a.text if a else text for a, text in zip(honest, own, strict=True)]
     wrong_first = torch.tensor([not right[0] for _, _, right in transcripts])
     result = {"all": {"n": len(problems)}, "wrong_first": {"n": int(wrong_first.sum())}}
     for name, firsts in shown.items():
@@ -156,6 +159,10 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
         right = correctness(task, problems, texts, ended)[0].cpu()
         result["all"][name] = right.double().mean().item()
         result["wrong_first"][name] = right[wrong_first].double().mean().item()
+    if "checked" in shown:
+        true = torch.tensor([bool(a) and a.text == text for a, text in zip(honest, own, strict=True)])
+        for part, chosen in (("all", true), ("wrong_first", true[wrong_first])):
+            result[part]["true_checks"] = chosen.double().mean().item()
     return result
 
 
@@ -240,7 +247,8 @@ def report_text(c: Config, results: dict, rows: list[dict], transcripts: list, p
     lines += [markdown(["checkpoint", *attempts], [[name, *cells] for name, cells in acc.items()])]
     lines += ["", "## Does turn 2 read turn 1?", "", "Accuracy of turn 2 on problems with a wrong first attempt, by what stands"]
     lines += ["in its place: the model's own attempt, its attempt at another problem and, where the task can make them, an"]
-    lines += ["unrelated wrong one, a near miss, the right one. `drift` is the KL of the first attempt to the base's in nats.", ""]
+    lines += ["unrelated wrong one, a near miss, the right one, its own with a true check. `true_checks`: share of its own"]
+    lines += ["wrong attempts whose check is true as it stands. `drift` is the KL of the first attempt to the base's in nats.", ""]
     swaps = {name: r["swap"]["wrong_first"] for name, r in results.items()}
     kinds = [kind for kind in swaps[last] if kind != "n"]
     swapped = [[name, str(s["n"]), *(f"{100 * s[k]:.1f}" for k in kinds), f"{results[name]['drift_kl']:.2f}"]

@@ -25,7 +25,7 @@ from data.checkpoints import config_from, counterparts, description_of, read_jso
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The defaults are the toy model; `GPTConfig.gpt2()` has GPT-2's block."""
+    """The defaults are a block like the toy's, whose sizes train.py sets; `GPTConfig.gpt2()` has GPT-2's block."""
 
     vocab_size: int
     n_layer: int = 2

@@ -1,4 +1,4 @@
-"""Sampling: dialogues of k turns, ids in and ids out, with the log-probs and masks that the loss needs.
+"""Sampling: dialogues of k turns, ids in and ids out, with the masks that the loss needs and the sampler's log-probs.
 
 Each row is   x1 y1 x2 y2 ... pad   without holes: x are prompts, y is what the model sampled. One KV cache is carried from
 turn to turn, so no token is ever computed twice, and sampled ids are never decoded and encoded again.
@@ -19,10 +19,12 @@ from model import GPT, Block, KVCache, LoRALinear, RMSNorm, packed, rope
 class Rollout:
     """Sampled dialogues. B rows, K turns, T tokens."""
 
-    ids: Tensor  # [B, T] padded on the right with the end-of-turn id
+    ids: Tensor  # [B, T] padded on the right; what stands there means nothing
     lengths: Tensor  # [B] tokens of each row that are not padding
     masks: Tensor  # [K, B, T] bool: the tokens sampled in each turn, its end-of-turn included, and nothing else
-    log_probs: Tensor  # [B, T] what the sampler gave each sampled token at its temperature, 0 elsewhere
+    log_probs: (
+        Tensor  # [B, T] what the sampler gave each sampled token at its temperature, else 0; for tests and figures, not the loss
+    )
     ended: Tensor  # [B, K] bool: the turn came to its end of turn before the length limit
     texts: list[list[str]] = field(repr=False)  # [B][K] the sampled text of each turn, without special tokens
 

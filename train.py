@@ -4,7 +4,7 @@
     python train.py --preset=smoke                   the whole pipeline in seconds
     python train.py --help                           every setting, with its reason
     python train.py --preset=gsm8k-laptop --init=FOLDER --train_data=... --test_data=...     a pretrained model, LoRA
-    python train.py --resume=out/default             go on after a stop, bit for bit
+    python train.py --resume=out/default             go on after a stop; on a CPU bit for bit
     torchrun --nproc_per_node=8 train.py ...         the same on 8 GPUs: see "several processes" below
 
 One loop trains all stages; a stage is a row of coefficients (see `stages`). A step reads: `rollout_batch` samples dialogues
@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from data import Problem, is_held_out, load_task, read_rows, train_problems
+from data import Problem, held_out_problems, is_held_out, load_task, read_rows, train_problems
 from data.demonstrations import demonstration, imitation
 from data.pretrained_tokenizer import read_tokenizer
 from data.tokenizer import CORRECTION_REQUEST, Tokenizer, build_tokenizer
@@ -73,11 +73,11 @@ class Config:
     # base model
     base_steps: int = option(700, "supervised steps; fewer, and its checks are not true, so there is nothing to correct by")
     base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost (single runs)")
-    base_lr: float = option(0.02, "Muon's learning rate on the block matrices")
-    right_first: float = option(0.3, "share of demonstrations with a right first attempt")
+    base_lr: float = option(0.02, "learning rate of the base; with --optimizer=adamw take a tenth, of this and of those below")
+    right_first: float = option(0.3, "share of demonstrations whose first attempt is made right, and taught")
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit that RL must break")
     right: float = option(0.5, "share of later turns that are right, the ability to find; the rest are near misses: delta < 0")
-    own_from: float = option(0.3, "from this share of the steps on, wrong first attempts are the model's own samples")
+    own_from: float = option(0.3, "from this share of the steps on, the other first attempts are its own samples, and not taught")
     init: str = option("", "a base to start from instead of making one: a .pt file, or the folder of a Hugging Face checkpoint")
     tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if --init has none")
     dtype: str = option("float32", "type of the weights; bfloat16 halves memory, and learns through float32 copies or adapters")
@@ -105,10 +105,10 @@ class Config:
     temperature: float = option(1.0, "sampling and its log-probs; the paper trains at 1")
     stage2_weights: str = option("1,1", "reward weights of turn 1 and of later ones in Stage II; a turn of 0 is left alone, no KL")
     alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value")
-    gamma: float = option(0.0, "credit of turn 1 for turn 2's reward; the paper's 0 keeps turn 1 from sabotage")
+    gamma: float = option(0.0, "credit of a turn in Stage II for the next one's reward; the paper's 0 keeps turn 1 from sabotage")
     beta1: float = option(0.01, "weak KL weight: turn 2 in Stage I")
     beta2: float = option(0.2, "strong KL weight: turn 1 in Stage I")
-    stage2_beta1: float = option(0.3, "KL weight of both turns in Stage II: strong enough to keep the checks honest")
+    stage2_beta1: float = option(0.3, "KL weight of both turns in Stage II; above beta2, as the bonus makes rewards 11-fold")
     adaptive_beta2: bool = option(False, "raise beta2 (up to 10x) until turn 1's KL term is as large as turn 2's policy term")
     offline_share: float = option(0.0, "share of rollouts whose first attempt the base gives (paper, section 5.3)")
     # what is shown and kept
@@ -202,6 +202,7 @@ class Stage:
     lr: float
     weights: tuple[float, ...] | None = None
     alpha: float = 0.0
+    gamma: float = 0.0
     betas: tuple[float, ...] = (0.0, 0.0)
     reference: str = "base"
 
@@ -220,10 +221,11 @@ def stages(c: Config) -> list[Stage]:
         reference = "base"
         for before in range(1, c.turns):  # so many turns are held, the next is rewarded
             name, betas = ("stage1", "stage1b", "stage1c", "stage1d", "stage1e")[before - 1], (c.beta2,) * before + (c.beta1,)
-            rows.append(Stage(name, c.stage1_steps // c.interleave, c.lr, (0.0,) * before + (1.0,), 0.0, betas, reference))
+            rewarded = (0.0,) * before + (1.0,)
+            rows.append(Stage(name, c.stage1_steps // c.interleave, c.lr, rewarded, betas=betas, reference=reference))
             reference = name
         betas = tuple(c.stage2_beta1 if w else 0.0 for w in weights)
-        rows.append(Stage("stage2", c.stage2_steps // c.interleave, c.stage2_lr, weights, c.alpha, betas))
+        rows.append(Stage("stage2", c.stage2_steps // c.interleave, c.stage2_lr, weights, c.alpha, c.gamma, betas))
     return [row for row in rows if row.steps]
 
 
@@ -238,7 +240,7 @@ def seeded(*key) -> int:
 def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model: GPT, step: int) -> dict[str, Tensor]:
     """Dialogues to imitate: `ids` [B, T] and `masks` [B, 1, T], the tokens that the loss counts."""
     turns = {7: 5, 15: 10}.get(step % 16, 2)  # one batch in eight has long dialogues, else turns 3, 4, ... would be foreign
-    mine = share(max(1, c.base_batch * 2 // turns))
+    mine = my_rows(max(1, c.base_batch * 2 // turns))
     problems = [problem_at(step * c.base_batch + i) for i in mine]
     own = [None] * len(mine)
     if turns == 2 and step >= c.own_from * c.base_steps:
@@ -253,7 +255,7 @@ def demonstration_batch(c: Config, task, problem_at, tokenizer: Tokenizer, model
 def imitation_batch(c: Config, traces: list, step: int, device) -> dict[str, Tensor]:
     """This rank's share of a batch drawn from `traces`, (ids, taught) each: `ids` [B, T] and `masks` [B, 1, T]."""
     drawn = Random(seeded(c.seed, "imitate", step)).choices(traces, k=c.batch)
-    return padded([drawn[i] for i in share(c.batch)], device)
+    return padded([drawn[i] for i in my_rows(c.batch)], device)
 
 
 def padded(rows: list[tuple[list[int], list[bool]]], device) -> dict[str, Tensor]:
@@ -310,7 +312,7 @@ def rollout_batch(c: Config, stage: Stage, key, task, problem_at, tokenizer: Tok
     (stage_index, step), turns = key, len(stage.weights)
     groups = c.batch // c.samples_per_problem
     first_index = (stage_index * 10**6 + step) * groups + 10**9  # far from the problems of the demonstrations
-    mine = share(c.batch)
+    mine = my_rows(c.batch)
     problems = [problem_at(first_index + i // c.samples_per_problem) for i in mine]
     offline = round(c.offline_share * len(problems))
     parts = []
@@ -323,9 +325,10 @@ def rollout_batch(c: Config, stage: Stage, key, task, problem_at, tokenizer: Tok
     correct = torch.tensor([row for part in gather(own.tolist()) for row in part], device=own.device)  # [batch, K]
     rewards = turn_rewards(correct, stage.weights, stage.alpha)
     problem_of = torch.arange(c.batch, device=correct.device) // c.samples_per_problem
-    advantage = advantages(turn_returns(rewards, c.gamma), correct, problem_of, c.baseline)
+    advantage = advantages(turn_returns(rewards, stage.gamma), correct, problem_of, c.baseline)
     changed = [texts[0] != texts[1] for texts in rollout.texts]
-    means = {"change_rate": sum(changed) / len(changed), "length": rollout.masks.sum().item() / rollout.ended.numel(), **unjudged}
+    length = (rollout.masks.sum() / rollout.masks.any(-1).sum()).item()  # of an attempt that the policy made
+    means = {"change_rate": sum(changed) / len(changed), "length": length, **unjudged}
     row = {
         **{f"acc_t{k + 1}": correct[:, k].float().mean().item() for k in range(turns)},
         "reward": rewards.sum(1).mean().item(),
@@ -413,10 +416,11 @@ def token_scores(model: GPT, reference: GPT, ids: Tensor, mask: Tensor, temperat
 
 
 def policy_loss(model: GPT, reference: GPT, batch: dict, betas, temperature: float, rows: int) -> tuple[Tensor, dict]:
-    """A loss whose gradient is that of   mean over rows of  sum over turns of  -E[A_k] + beta_k * KL_k   (eq. 2 to 4).
+    """A loss whose gradient is on average that of   mean over rows of  sum over turns of  -E[return_k] + beta_k * KL_k   (eq. 2
+    to 4), where turn k's expectation and KL are over its own tokens, the dialogue before it being given.
 
-    REINFORCE: each token's log-prob weighs its turn's advantage. The KL of a turn is the sum over its tokens of the exact
-    KL(policy || reference) over the vocabulary. Its gradient has two parts: that of each token's KL, and, since a token
+    REINFORCE: each token's log-prob is weighted by its turn's advantage. The KL of a turn is the sum over its tokens of the
+    exact KL(policy || reference) over the vocabulary. Its gradient has two parts: that of each token's KL, and, since a token
     decides which contexts come after it, its log-prob times the KL still to come in the turn. `rows` is the whole batch's
     number of rows, so that micro-batches add up to one batch's gradient. Returns the loss and its parts, sums over rows.
     """
@@ -529,7 +533,7 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr * min(1.0, (step + 1) / 10, 2 * (1 - step / stage.steps))
 
 
-def split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+def micro_batches(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     """The batch in micro-batches of `size` rows of about equal length, each as wide as its longest row needs."""
     sampled = batch["masks"].any(1)  # [B, T]
     lengths = (sampled * torch.arange(1, sampled.shape[1] + 1, device=sampled.device)).amax(1)  # [B] up to the last sampled token
@@ -592,6 +596,8 @@ def train(c: Config, state: dict) -> None:
     tokenizer = make_tokenizer(c)
     problem_at = train_problems(task, c.size, c.seed, c.train_data, c.test_data)
     traces = read_traces(c, task, tokenizer) if c.imitate else []
+    if c.report:
+        held_out_problems(task, c.size, c.seed, c.eval_n, c.test_data)  # a ValueError now rather than after the training
     check_ranks(c, device)
     model, masters = to_train(c, state, folder, device, tokenizer)
     row, started = state.get("row", {}), time.time() - state.get("seconds", 0.0)
@@ -618,7 +624,7 @@ def train(c: Config, state: dict) -> None:
                 taught = sum(gather(int(batch["masks"][:, :, 1:].sum())))
             else:
                 batch, row, shown = rollout_batch(c, stage, key, task, problem_at, tokenizer, model, reference)
-            micros, sums = split(batch, c.micro_batch), {}
+            micros, sums = micro_batches(batch, c.micro_batch), {}
             for micro in in_step(micros) if c.shard else micros:
                 if stage.weights is None:
                     loss, parts = supervised_loss(model, micro, taught), {}
@@ -668,7 +674,7 @@ def log_step(c: Config, folder: Path, stage: Stage, step: int, row: dict, second
             line += f"  reward {row['reward']:+.2f}  acc " + " -> ".join(f"{100 * row[f'acc_t{k}']:.0f}%" for k in turns)
             line += f"  changed {100 * row['change_rate']:.0f}%  KL " + " ".join(f"{row[f'kl_t{k}']:.2f}" for k in turns)
             line += "".join(f"  {k} {100 * row[k]:.0f}%" for k in ("truncated", "unparsable", "timeout") if row.get(k, 0) >= 0.005)
-            line += "  (all rewards equal: no gradient)" if row["no_signal"] else ""
+            line += "  (all advantages 0: the KL alone acts)" if row["no_signal"] else ""
         print(line, flush=True)
     if shown is not None and ((step + 1) % c.show_every == 0 or last or step == 0):
         print(transcript(*shown), flush=True)
@@ -732,7 +738,7 @@ def lost_a_rank(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def share(n: int) -> range:
+def my_rows(n: int) -> range:
     """This rank's part of n rows: contiguous, so that all parts in the order of the ranks are the rows of one process."""
     return range(n * rank() // ranks(), n * (rank() + 1) // ranks())
 
@@ -817,8 +823,8 @@ def load_model(path: str | Path, device) -> tuple[GPT, Config]:
     content = load(path)
     c, gpt, weights = Config(**content["config"]), GPTConfig(**content["gpt"]), content["model"]
     with torch.device("meta"):
-        whole = GPT(gpt).state_dict().keys() <= weights.keys()
-    if whole:
+        complete = GPT(gpt).state_dict().keys() <= weights.keys()
+    if complete:
         model = GPT(gpt).to(device, getattr(torch, c.dtype))
     else:
         model = make_model(c, 0, torch.device(device))

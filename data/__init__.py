@@ -7,7 +7,7 @@ shortest):
     sample(rng, size) -> Problem           a random problem; `size` is its difficulty
     parse(prompt) -> Problem               the same from a text that a person typed; ValueError if it is not one
     is_correct(problem, text) -> bool      the checker: any text whatever, never eval'd
-    attempt(problem, kind, rng) -> Attempt a demonstration: kind is "right", "near" (a near miss) or "far" (wrong)
+    attempt(problem, kind, rng) -> Attempt a demonstration: kind is "right", "near" (a near miss) or "far" (unrelated)
     honest(problem, text) -> Attempt       a sampled attempt with its working made true; None if nothing can be made of it
 
 and may have, for experiments/paper.py: `graded(text) -> str`, the part of an attempt that counts (votes for it are added up), and
@@ -35,17 +35,17 @@ from random import Random
 from typing import NamedTuple
 
 NOT_TASKS = ("checkpoints", "demonstrations", "math_answers", "pretrained_tokenizer", "sandbox", "tokenizer")
-HELD_OUT_SHARE = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
+HELD_OUT_ONE_IN = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 
 class Problem(NamedTuple):
     prompt: str  # what turn 1 shows
-    answer: str  # a right answer (for code: the tests), as the checker knows it; never shown to the model
+    answer: str  # a right answer (for code: the tests), as the checker knows it; never in a prompt
     given: str = ""  # a first attempt by somebody else that turn 2 is to repair (offline repair); "": the model makes its own
 
 
 class Attempt(NamedTuple):
-    """A demonstration's text, cut in two: a wrong `answer` is context only, the honest `working` after it is taught."""
+    """A demonstration's text, cut in two: in turn 1 a wrong `answer` is context only; the honest `working` after it is taught."""
 
     answer: str
     working: str
@@ -65,7 +65,7 @@ def load_task(name: str):
 
 def is_held_out(prompt: str, seed: int) -> bool:
     """Which side of the split a problem is on: decided by its text alone, so no problem is ever on both sides."""
-    return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_SHARE == 0
+    return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_ONE_IN == 0
 
 
 def train_problems(task, size: int, seed: int, train_data: str = "", test_data: str = "") -> Callable[[int], Problem]:
@@ -103,7 +103,7 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
         rows = task.read(test_data, "test")
         return rows if len(rows) <= n else [rows[i] for i in sorted(Random("held-out").sample(range(len(rows)), n))]
     rng, found = Random(f"{seed}/held-out"), {}
-    for _ in range(n * HELD_OUT_SHARE * 20):
+    for _ in range(n * HELD_OUT_ONE_IN * 20):
         if len(found) == n:
             break
         problem = task.sample(rng, size)

@@ -5,7 +5,7 @@ answer, at times spoils it, whatever stood in its first attempt (paper, table 1:
 
 - right first attempts, which teach the task, and wrong ones, whose answer is context only. The honest working after a wrong
   answer is taught: a model that writes what is true beside its mistakes leaves the evidence that correction needs.
-- wrong attempts that the model itself has sampled, once it can: a working that is honest only beside made-up mistakes fails
+- first attempts that the model itself has sampled, once it can: a working that is honest only beside made-up mistakes fails
   beside its own, which look right to it (it wrote "r0" after every wrong quotient of its own without them).
 - later turns that copy (the habit that RL must break), are right (the ability that RL must find) or miss nearly (the reason
   why asking the base again makes it worse), drawn without a look at what stood before: so the base does not correct.
@@ -34,8 +34,9 @@ def demonstration(
 ) -> tuple[list[int], list[bool]]:
     """One dialogue: `(ids, taught)`, two lists of one length; `taught[i]` says whether the loss counts token i.
 
-    `right_first` is the share of right first attempts; of the others the text `own`, if given, takes the place. `copy` and
-    `right` are the shares of later turns that repeat the attempt before them and that are right; all others miss nearly.
+    `right_first` is the share of first attempts made right; the text `own`, right or wrong, takes the place of the others if it is
+    given. `copy` and `right` are the shares of later turns that repeat the attempt before them and that are right; all others
+    miss nearly.
     """
     ids, taught = [], []
 

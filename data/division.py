@@ -52,7 +52,7 @@ def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
 
 
 def honest(problem: Problem, text: str) -> Attempt | None:
-    quotient = text.partition("*")[0]
+    quotient = graded(text)
     return with_check(problem, quotient) if re.fullmatch(r"[1-9]\d{0,11}", quotient, re.ASCII) else None
 
 

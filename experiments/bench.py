@@ -241,7 +241,7 @@ def update_of(config: GPTConfig, batch: int, length: int, optimizer: str = "muon
     def update():
         original = train.token_scores
         train.token_scores = full_log_softmax if straight else original
-        for micro in train.split(rows, train.Config.micro_batch):
+        for micro in train.micro_batches(rows, train.Config.micro_batch):
             train.policy_loss(model, reference, micro, (0.1, 0.1), 1.0, batch)[0].backward()
         train.token_scores = original
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)

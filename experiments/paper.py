@@ -350,7 +350,7 @@ def needs(kind: str, name: str, seed: int) -> set[tuple[str, int]]:
 
 
 def run_all(kind: str, out: Path, seeds: list[int], methods: list[str], workers: int) -> bool:
-    """Runs what has no result yet, each run when those it needs are done. Names those that failed; were there none?"""
+    """Runs what has no result yet, each run when those it needs are done. False if one failed or could not start."""
     commit, started, failed, running = commit_here(), time.time(), {}, {}
     done = {(file.parent.name, int(file.parent.parent.name.removeprefix("seed"))) for file in out.glob("seed*/*/result.json")}
     todo = [job for job in jobs_of(kind, seeds) if job not in done and (not methods or job[0] in methods)]
@@ -370,9 +370,11 @@ def run_all(kind: str, out: Path, seeds: list[int], methods: list[str], workers:
                 minutes, ended = (time.time() - started) / 60, total - len(todo) - len(running)
                 print(f"{ended}/{total}  seed {job[1]} {job[0]:<12} {'FAILED' if error else 'done'}  {minutes:.0f} min, "
                       f"ETA {minutes * (total - ended) / ended:.0f} min", flush=True)  # fmt: skip
-    for (name, seed), error in (failed | {job: "needs a run that failed" for job in todo}).items():
+    for (name, seed), error in (
+        failed | {job: "the run that it starts from failed, or --methods leaves it out" for job in todo}
+    ).items():
         print(f"seed {seed} {name}: {error}; its log is {out}/seed{seed}/{name}/log.txt")
-    return not failed
+    return not failed and not todo
 
 
 def gather_results(out: Path, path: Path) -> list[dict]:

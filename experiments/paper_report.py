@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from eval import COLUMNS, markdown
+from train import Config
 
 # Student's t for the 95 % interval of a mean of n values, n = 2 to 30
 T_95 = (math.nan, math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11,
@@ -165,7 +166,7 @@ def level_table(r: Results) -> str:
 def sweeps_of(r: Results) -> dict[str, list[tuple[float, str]]]:
     """(value, method) in order of each sweep that has been run, SCoRe's own settings among them."""
     steps = next(iter(r.of["score"].values()))["steps"]
-    middle = {"alpha": 10.0, "beta1": 0.3, "beta2": 0.2, "stage1": steps[0]}
+    middle = {"alpha": Config.alpha, "beta1": Config.stage2_beta1, "beta2": Config.beta2, "stage1": steps[0]}
     found = {name: [(value, "score")] for name, value in middle.items()}
     for m in r.of:
         name, _, value = m.partition("=")
@@ -352,7 +353,8 @@ def sensitivity(r: Results, place: Path) -> str:
         return "The sweeps have not been run: `python experiments/paper.py` makes them behind the methods."
     return f"""![Accuracy of both attempts against each setting]({draw_sweeps(r, place / "sweeps.png")})
 
-One setting at a time, the rest as in SCoRe; a panel has the seeds that all its values have.
+One setting at a time, the rest as in SCoRe (with no update of Stage I, all are Stage II's at Stage I's learning rate); a panel
+has the seeds that all its values have.
 
 {sweep_table(r)}"""
 
@@ -389,8 +391,9 @@ the base does not heed them: in its demonstrations what follows a verdict is dra
 
 Differences are paired: the same seed's base and problems. What differs beside the label: without Stage I all updates are Stage
 II's, at Stage I's learning rate; without online first attempts turn 1 is not trained at all. With the baseline by the first
-attempt's outcome the bonus multiplies turn 2's advantage by exactly 1 + α and does nothing else: without it turn 2's KL weighs 11
-times as much against its reward. The row "β1 / 11" keeps that ratio (and loosens turn 1's KL).
+attempt's outcome the bonus multiplies turn 2's advantage by 1 + α and does nothing else (but for a rollout that is alone with its
+outcome): without it turn 2's KL weighs 11 times as much against its reward. The row "β1 / 11" keeps that ratio (and loosens turn
+1's KL).
 
 {ablation_table(r)}
 
@@ -443,8 +446,8 @@ The level is the divisor. Shares of the level's problems.
 
 ![Accuracy of attempt 2 after a swapped attempt 1]({draw_swap(r, place / "swap.png")})
 
-Accuracy of attempt 2 where the model's own attempt 1 is wrong, when another text stands in its place. A model that solves anew
-does not care which.
+Accuracy of attempt 2 where the model's own attempt 1 is wrong, when another text stands in its place. A model that does
+not look at attempt 1 does not care which. (The other texts have true checks, its own at times false ones.)
 
 {swap_table(r)}
 

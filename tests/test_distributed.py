@@ -20,7 +20,7 @@ import train
 from data.tokenizer import build_tokenizer
 from model import GPT, GPTConfig
 from rollout import Rollout
-from train import Config, load, save, share
+from train import Config, load, my_rows, save
 
 ROOT = Path(__file__).parent.parent
 ROWS = 9  # two ranks have 4 and 5 of them
@@ -67,7 +67,7 @@ def run(c: Config, sampled: dict[int, Rollout], state: dict | None = None) -> di
     real_optimizers = train.make_optimizers
 
     def given(c, task, tokenizer, model, problems, turns, seed, first=None):
-        part = share(c.batch)
+        part = my_rows(c.batch)
         offline = round(c.offline_share * len(part))
         seen["prompts"] += [p.prompt for p in problems]
         return rows_of(sampled[turns], part[:offline] if first is not None else part[offline:])
@@ -184,7 +184,7 @@ def worker(rank: int, folder: Path) -> None:
         "runs": results,
         "resumed": resume_all(folder / "two", folder / "one", sampled),
         "samples": samplings(BASE),
-        "parts": [train.gather(list(share(n))) for n in (2, 7, 256)],
+        "parts": [train.gather(list(my_rows(n))) for n in (2, 7, 256)],
     }
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
@@ -288,7 +288,7 @@ def test_shares_are_contiguous_and_leave_nothing_out(found):
     _, ranks, _ = found
     for rank in ranks:
         assert rank["parts"] == [[[0], [1]], [[0, 1, 2], [3, 4, 5, 6]], [list(range(128)), list(range(128, 256))]]
-    assert [*share(7)] == [0, 1, 2, 3, 4, 5, 6] and train.gather("x") == ["x"]
+    assert [*my_rows(7)] == [0, 1, 2, 3, 4, 5, 6] and train.gather("x") == ["x"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import train
 from model import GPT, GPTConfig
 from rewards import turn_rewards
-from train import Config, Stage, advantages, betas_of, policy_loss, split, stages, supervised_loss
+from train import Config, Stage, advantages, betas_of, micro_batches, policy_loss, stages, supervised_loss
 
 V = 3
 X1, X2 = [0], [1, 2]  # the prompts; one token each would hide an off-by-one
@@ -173,9 +173,9 @@ def test_micro_batches_add_up(policy, reference, size):
     batch = random_batch()
     loss, parts = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
     whole, total, sums = gradient(loss, policy), 0.0, 0.0
-    widths = [micro["ids"].shape[1] for micro in split(batch, size)]
+    widths = [micro["ids"].shape[1] for micro in micro_batches(batch, size)]
     assert widths == {1: [6, 7, 8, 9, 10, 11, 11], 3: [8, 11, 11]}[size]  # rows of like lengths stand together
-    for micro in split(batch, size):
+    for micro in micro_batches(batch, size):
         loss, part = policy_loss(policy, reference, micro, (0.2, 0.1), 1.0, 7)
         total, sums = total + gradient(loss, policy), sums + part["kl_t2"]
     assert whole.norm() > 0.01
@@ -183,7 +183,7 @@ def test_micro_batches_add_up(policy, reference, size):
     taught = {"ids": batch["ids"], "masks": batch["masks"].any(1, keepdim=True)}
     tokens = int(taught["masks"][:, :, 1:].sum())
     whole = gradient(supervised_loss(policy, taught, tokens), policy)
-    total = sum(gradient(supervised_loss(policy, micro, tokens), policy) for micro in split(taught, size))
+    total = sum(gradient(supervised_loss(policy, micro, tokens), policy) for micro in micro_batches(taught, size))
     assert whole.norm() > 0.01 and torch.allclose(total, whole, atol=1e-6)
 
 
@@ -294,6 +294,8 @@ def test_stages_are_rows_of_coefficients():
     assert base.weights is None
     assert (one.weights, one.alpha, one.betas) == ((0.0, 1.0), 0.0, (0.2, 0.01))
     assert (two.weights, two.alpha, two.betas) == ((1.0, 1.0), 10.0, (0.3, 0.3))
+    one, two = stages(Config(gamma=0.8))[1:]
+    assert (one.gamma, two.gamma) == (0.0, 0.8)  # Stage I rewards turn 2 alone, whatever Stage II credits
     woven = stages(Config(interleave=2, stage1_steps=300, stage2_steps=200))
     assert [(s.name, s.steps) for s in woven[1:]] == [("stage1", 150), ("stage2", 100)] * 2
     assert [s.name for s in stages(Config(init="base.pt"))] == ["stage1", "stage2"]
@@ -312,7 +314,7 @@ def test_three_attempts_have_a_stage_each_with_a_reference_of_its_own():
 
 
 def test_adaptive_beta2_balances_within_bounds():
-    c, stage = Config(adaptive_beta2=True, beta2=0.1), Stage("stage1", 9, 0.1, (0, 1), 0, (0.1, 0.01))
+    c, stage = Config(adaptive_beta2=True, beta2=0.1), Stage("stage1", 9, 0.1, (0, 1), betas=(0.1, 0.01))
     assert betas_of(c, stage, {}) == (0.1, 0.01)
     assert betas_of(c, stage, {"kl_t1": 1.0, "advantage_t2": 0.3})[0] == pytest.approx(0.3)  # 0.3 * 1.0 nats = 0.3
     assert betas_of(c, stage, {"kl_t1": 9.0, "advantage_t2": 0.3})[0] == pytest.approx(0.1)

@@ -214,8 +214,10 @@ def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypa
     assert not paper.run_all("full", tmp_path, [0, 1], [], 3)
     missing = {("score", 1)} | {(name, 1) for name, method in paper.grid("full").items() if method.start == "stage1"}
     said = capsys.readouterr().out
-    assert "seed 1 score: ValueError('stopped')" in said and said.count("needs a run that failed") == len(missing) - 1
+    assert "seed 1 score: ValueError('stopped')" in said and said.count("the run that it starts from failed") == len(missing) - 1
     before = len(begun)
     assert set(begun) - {("score", 1)} == set(paper.jobs_of("full", [0, 1])) - missing and before == len(set(begun))
     assert paper.run_all("full", tmp_path, [0, 1], [], 3)
     assert set(begun[before:]) == missing and len(begun) == before + len(missing)
+    assert not paper.run_all("full", tmp_path, [2], ["no_bonus"], 3)  # what it starts from is not there
+    assert "seed 2 no_bonus: the run that it starts from failed, or --methods leaves it out" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -241,6 +242,21 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
     wrong_first = [right[1] for _, _, right in whole if not right[0]]
     assert swap["wrong_first"]["n"] == len(wrong_first)
     assert swap["wrong_first"]["own"] == pytest.approx(sum(wrong_first) / len(wrong_first))
+    task, rng = load_task(c.task), Random(0)
+    true = [task.attempt(problem, "near", rng).text for problem, _, _ in whole]
+    false = [text + "0" for text in true]  # ten times the remainder
+    with_true, with_false = (
+        swap_test(model, c, [(p, [text, ""], [False, False]) for (p, _, _), text in zip(whole, texts, strict=True)])["wrong_first"]
+        for texts in (true, false)
+    )
+    assert (with_true["true_checks"], with_false["true_checks"]) == (1, 0)
+    assert with_false["checked"] == with_true["checked"] == with_true["own"] != with_false["own"]
+
+
+def test_a_report_on_more_problems_than_there_are_is_refused_before_the_training(tmp_path):
+    done = script("train.py", *TINY, f"--out={tmp_path}", "--eval_n=500")
+    assert done.returncode == 1 and "ask for fewer (n=500) or a larger size" in done.stderr
+    assert not (tmp_path / "default" / "base.pt").exists()
 
 
 def test_an_infinite_loss_stops_the_run_and_keeps_the_last_state(tmp_path, monkeypatch, capsys):
@@ -286,7 +302,7 @@ def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
     folder = run_here(tmp_path, monkeypatch, "flat", "--max_new=1")  # one token is never a whole answer
     rows = [row for row in metrics(folder) if row["stage"] == "stage1"]
     assert all(row["no_signal"] and row["truncated"] > 0 for row in rows)
-    assert "all rewards equal" in capsys.readouterr().out
+    assert "the KL alone acts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
