@@ -73,10 +73,13 @@ class Results:
     def there(self, methods) -> list[str]:
         return [m for m in methods if m in self.of]
 
+    def shared(self, methods) -> list[int]:
+        """The seeds that all of these methods have: on others they can't be compared, for seeds differ more than methods do."""
+        return sorted(set.intersection(*(set(self.of[m]) for m in methods)))
+
     def paired(self, method: str, other: str, get) -> list[float]:
         """Differences of two methods on the seeds that both have: they share base and problems."""
-        both = sorted(self.of[method].keys() & self.of[other].keys())
-        return [get(self.of[method][s]) - get(self.of[other][s]) for s in both]
+        return [get(self.of[method][s]) - get(self.of[other][s]) for s in self.shared((method, other))]
 
 
 def greedy(key: str):
@@ -105,8 +108,19 @@ def ablation_table(r: Results) -> str:
         differences = [cell(r.paired(m, "score", greedy(k)), True) if m != "score" else "" for k in ("acc_t1", "acc_t2", "delta")]
         paper = PAPER_MATH.get(m)
         theirs = [f"{paper[i] - PAPER_MATH['score'][i]:+.1f}" for i in (1, 2)] if paper else ["", ""]
-        rows.append([*row, *differences, *(theirs if m != "score" else ["", ""])])
-    head = ["", "Acc@t1", "Acc@t2", "Δ", "Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's", "paper: Acc@t2 −", "paper: Δ −"]
+        rows.append([row[0], str(len(r.of[m])), *row[1:], *differences, *(theirs if m != "score" else ["", ""])])
+    head = [
+        "",
+        "seeds",
+        "Acc@t1",
+        "Acc@t2",
+        "Δ",
+        "Acc@t1 − SCoRe's",
+        "Acc@t2 − SCoRe's",
+        "Δ − SCoRe's",
+        "paper: Acc@t2 −",
+        "paper: Δ −",
+    ]
     return markdown(head, rows)
 
 
@@ -241,8 +255,10 @@ def draw_methods(r: Results, path: Path) -> str:
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(methods) + 1.2))
     for y, m in enumerate(methods):
         (first, a), (second, b) = (interval(r.values(m, greedy(k))) for k in ("acc_t1", "acc_t2"))
-        axis.annotate("", (100 * second, y), (100 * first, y), arrowprops=dict(arrowstyle="-|>", color=COLORS[m], linewidth=2.4))
+        axis.plot([100 * first, 100 * second], [y, y], color=COLORS[m], linewidth=2.4)
         axis.plot(100 * first, y, "o", color=COLORS[m], markersize=5)
+        if abs(second - first) > 0.01:
+            axis.plot(100 * second, y, ">" if second > first else "<", color=COLORS[m], markersize=8)
         for seed in sorted(r.of[m]):
             axis.plot(100 * r.of[m][seed]["greedy"]["acc_t2"], y + 0.28, "|", color=COLORS[m], markersize=6)
         delta, half = interval(r.values(m, greedy("delta")))
@@ -284,8 +300,9 @@ def draw_fixed(r: Results, path: Path) -> str:
 
 def draw_attempts(r: Results, path: Path) -> str:
     figure, axis = plt.subplots(figsize=(6.5, 3.8))
-    for m in r.there(("base", "pair+", "both", "score", "score3")):
-        band(axis, range(1, 11), r.values(m, lambda row: row["greedy"]["acc"]), COLORS[m], r.labels[m])
+    methods = r.there(("base", "pair+", "both", "score", "score3"))
+    for m in methods:
+        band(axis, range(1, 11), [r.of[m][s]["greedy"]["acc"] for s in r.shared(methods)], COLORS[m], r.labels[m])
     axis.set(xlabel="attempt", ylabel="accuracy, greedy (%)", xticks=range(1, 11))
     axis.legend(frameon=False, ncols=2)
     return finish(figure, [axis], path)
@@ -332,16 +349,17 @@ def draw_sweeps(r: Results, path: Path) -> str:
     sweeps = sweeps_of(r)
     figure, (axes,) = plt.subplots(1, len(sweeps), figsize=(1 + 3 * len(sweeps), 3.3), sharey=True, squeeze=False)
     for axis, (name, points) in zip(axes, sweeps.items(), strict=True):
-        seeds = set.intersection(*(set(r.of[m]) for _, m in points))
-        for key, color in (("acc_t1", FIRST), ("acc_t2", "#1b5fa8")):
-            found = [interval([r.of[m][s]["greedy"][key] for s in sorted(seeds)]) for _, m in points]
+        seeds = r.shared([m for _, m in points])
+        for key, color in (("acc_t1", FIRST), ("acc_t2", COLORS["score"])):
+            found = [interval([r.of[m][s]["greedy"][key] - r.of["score"][s]["greedy"][key] for s in seeds]) for _, m in points]
             halves = [0 if math.isnan(half) else 100 * half for _, half in found]
             axis.errorbar(range(len(points)), [100 * mean for mean, _ in found], halves, color=color, marker="o", capsize=3,
                           label="attempt 1" if key == "acc_t1" else "attempt 2")  # fmt: skip
         axis.set_xticks(range(len(points)), [f"{v:g}" for v, _ in points])
         axis.set_xlabel(SWEPT[name])
-    axes[0].set_ylabel("accuracy, greedy (%)")
-    axes[0].legend(frameon=False)
+        axis.axhline(0, color="#555555", linewidth=0.8)
+    axes[0].set_ylabel("accuracy − SCoRe's (points)")
+    axes[0].legend(frameon=False, loc="lower left")
     return finish(figure, axes, path)
 
 
@@ -353,8 +371,8 @@ def sensitivity(r: Results, place: Path) -> str:
         return "The sweeps have not been run: `python experiments/paper.py` makes them behind the methods."
     return f"""![Accuracy of both attempts against each setting]({draw_sweeps(r, place / "sweeps.png")})
 
-One setting at a time, the rest as in SCoRe (with no update of Stage I, all are Stage II's at Stage I's learning rate); a panel
-has the seeds that all its values have.
+One setting at a time, the rest as in SCoRe, whose own accuracy with the same seeds is the line at 0; a panel has the seeds that all
+its values have. With no update of Stage I, all are Stage II's at Stage I's learning rate.
 
 {sweep_table(r)}"""
 
@@ -374,7 +392,8 @@ def write_report(rows: list[dict], labels: dict[str, str], place: Path) -> Path:
 Made by `python experiments/paper.py`: division with three-digit quotients, {one} + {two} updates of {score["batch"]} rollouts
 for each method, {score["greedy"]["n"]} held-out problems a seed. Percent, mean ± 95 % interval over seeds (Student's t); greedy
 unless said. Each seed draws the split, the weights and all samples anew; within a seed all methods start from one base. The
-numbers of every run, with its commit: `paper.json`.
+numbers of every run, with its commit: `paper.json`. Seeds differ by more than most methods do: compare methods with unequal numbers
+of seeds by the paired differences only.
 
 ## 1. Methods (tables 1 and 2 of the paper)
 
@@ -423,7 +442,8 @@ Rollouts on training problems, sampled at T = 1. Dotted: where Stage II begins.
 
 ![Accuracy after 1 to 10 attempts]({draw_attempts(r, place / "attempts.png")})
 
-All but SCoRe with three attempts were trained with two at most; the base has seen dialogues of ten.
+All but SCoRe with three attempts were trained with two at most; the base has seen dialogues of ten. The picture has the seeds that
+all of its methods have.
 
 {attempts_table(r)}
 
