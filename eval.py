@@ -145,13 +145,16 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     problems = [problem for problem, _, _ in transcripts]
     own = [texts[0] for _, texts, _ in transcripts]
     shown = {"own": own, "other": own[1:] + own[:1]}
+    wrong_first = torch.tensor([not right[0] for _, _, right in transcripts])
+    result = {"all": {"n": len(problems)}, "wrong_first": {"n": int(wrong_first.sum())}}
     if hasattr(task, "attempt"):
         for name, kind in (("wrong", "far"), ("near", "near"), ("right", "right")):
             shown[name] = [task.attempt(p, kind, rng).text for p in problems]
         honest = [task.honest(p, text) for p, text in zip(problems, own, strict=True)]
         shown["checked"] = [a.text if a else text for a, text in zip(honest, own, strict=True)]
-    wrong_first = torch.tensor([not right[0] for _, _, right in transcripts])
-    result = {"all": {"n": len(problems)}, "wrong_first": {"n": int(wrong_first.sum())}}
+        true = torch.tensor([bool(a) and a.text == text for a, text in zip(honest, own, strict=True)])
+        result["all"]["true_checks"] = true.double().mean().item()
+        result["wrong_first"]["true_checks"] = true[wrong_first].double().mean().item()
     for name, firsts in shown.items():
         prompts = [after_attempt(c, tokenizer, p, text) for p, text in zip(problems, firsts, strict=True)]
         parts = answer(model, c, tokenizer, prompts, 1, 0.0)
@@ -159,10 +162,6 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
         right = correctness(task, problems, texts, ended)[0].cpu()
         result["all"][name] = right.double().mean().item()
         result["wrong_first"][name] = right[wrong_first].double().mean().item()
-    if "checked" in shown:
-        true = torch.tensor([bool(a) and a.text == text for a, text in zip(honest, own, strict=True)])
-        for part, chosen in (("all", true), ("wrong_first", true[wrong_first])):
-            result[part]["true_checks"] = chosen.double().mean().item()
     return result
 
 

@@ -33,6 +33,10 @@ MAIN = ("base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "sing
         "score3")  # fmt: skip
 ABLATIONS = ("score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "offline_too", "interleaved", "gamma=0.8",
              "gamma=1", "rloo", "single", "both", "both_kl")  # fmt: skip
+BEHIND_SCORE = ("Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's")
+PAIRS = (("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"), ("score", "base"),
+         ("score", "stage1"), ("score", "both"), ("score", "pair+"), ("score", "oracle"), ("score3", "score"),
+         ("both_kl", "both"))  # fmt: skip
 READERS = tuple(m for m in MAIN if m != "self_refine")  # with another text in attempt 1's place it is the base
 COLORS = {"base": "#777777", "self_refine": "#b5a642", "star": "#c49bd0", "star+": "#8e5ba6", "pair": "#8fc08f",
           "pair+": "#3d8f3d", "oracle": "#20605c", "single": "#e3a15b", "standard": "#f2c94c", "both": "#d95f02",
@@ -101,27 +105,28 @@ def main_table(r: Results, methods) -> str:
     return markdown(["method", "seeds", *COLUMNS.values(), "paper, MATH: t1 → t2 (Δ)"], rows)
 
 
+def differences(r: Results, method: str, other: str) -> list[str]:
+    """Paired differences of both attempts' accuracy and of Δ, on the seeds that both methods have."""
+    return [cell(r.paired(method, other, greedy(k)), True) for k in ("acc_t1", "acc_t2", "delta")]
+
+
 def ablation_table(r: Results) -> str:
     rows = []
     for m in r.there(ABLATIONS):
-        row = [r.labels[m], *(cell(r.values(m, greedy(k)), k == "delta") for k in ("acc_t1", "acc_t2", "delta"))]
-        differences = [cell(r.paired(m, "score", greedy(k)), True) if m != "score" else "" for k in ("acc_t1", "acc_t2", "delta")]
-        paper = PAPER_MATH.get(m)
-        theirs = [f"{paper[i] - PAPER_MATH['score'][i]:+.1f}" for i in (1, 2)] if paper else ["", ""]
-        rows.append([row[0], str(len(r.of[m])), *row[1:], *differences, *(theirs if m != "score" else ["", ""])])
-    head = [
-        "",
-        "seeds",
-        "Acc@t1",
-        "Acc@t2",
-        "Δ",
-        "Acc@t1 − SCoRe's",
-        "Acc@t2 − SCoRe's",
-        "Δ − SCoRe's",
-        "paper: Acc@t2 −",
-        "paper: Δ −",
-    ]
+        own = [cell(r.values(m, greedy(k)), k == "delta") for k in ("acc_t1", "acc_t2", "delta")]
+        rows.append([r.labels[m], str(len(r.of[m])), *own])
+        if m != "score":
+            paper = PAPER_MATH.get(m)
+            theirs = [f"{paper[i] - PAPER_MATH['score'][i]:+.1f}" for i in (1, 2)] if paper else ["", ""]
+            rows[-1] += [*differences(r, m, "score"), *theirs]
+    head = ["", "seeds", "Acc@t1", "Acc@t2", "Δ", *BEHIND_SCORE, "paper: Acc@t2 −", "paper: Δ −"]
     return markdown(head, rows)
+
+
+def pairs_table(r: Results) -> str:
+    pairs = [(a, b) for a, b in PAIRS if a in r.of and b in r.of]
+    rows = [[f"{r.labels[a]} − {r.labels[b]}", str(len(r.shared((a, b)))), *differences(r, a, b)] for a, b in pairs]
+    return markdown(["", "seeds", "Acc@t1", "Acc@t2", "Δ"], rows)
 
 
 def swap_table(r: Results) -> str:
@@ -164,7 +169,10 @@ def votes_table(r: Results) -> str:
             cells = [cell(r.values(m, lambda row, i=i, w=way: row["votes"][i][w])) for i in range(len(ks))]
             spent = r.values(m, lambda row, w=way: row["votes"][-1][f"{w} tokens"])
             rows.append([r.labels[m], way, *cells, f"{sum(spent) / len(spent):.0f}"])
-    return markdown(["method", "samples", *(f"K = {k}" for k in ks), f"tokens a problem at {ks[-1]}"], rows)
+        gain = r.values(m, lambda row: row["votes"][-1]["corrected"] - row["votes"][-1]["parallel"])
+        rows[-1].append(cell(gain, True))
+    head = ["method", "samples", *(f"K = {k}" for k in ks), f"tokens a problem at {ks[-1]}", "corrected − parallel there"]
+    return markdown(head, rows)
 
 
 def level_table(r: Results) -> str:
@@ -197,9 +205,10 @@ def sweep_table(r: Results) -> str:
     for name, points in sweeps_of(r).items():
         for value, m in points:
             cells = [cell(r.values(m, greedy(k)), k == "delta") for k in COLUMNS]
-            difference = cell(r.paired(m, "score", greedy("delta")), True) if m != "score" else ""
-            rows.append([SWEPT[name], f"{value:g}", str(len(r.of[m])), *cells, difference])
-    return markdown(["", "value", "seeds", *COLUMNS.values(), "Δ − SCoRe's, same seeds"], rows)
+            rows.append(
+                [SWEPT[name], f"{value:g}", str(len(r.of[m])), *cells, *(differences(r, m, "score") if m != "score" else [])]
+            )
+    return markdown(["", "value", "seeds", *COLUMNS.values(), *BEHIND_SCORE], rows)
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
@@ -415,6 +424,10 @@ outcome): without it turn 2's KL weighs 11 times as much against its reward. The
 1's KL).
 
 {ablation_table(r)}
+
+Other pairs of methods, on the seeds that both have:
+
+{pairs_table(r)}
 
 ## 3. How much attempt 2 changes (edit distance ratio)
 

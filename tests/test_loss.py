@@ -283,6 +283,24 @@ def test_rollouts_of_one_problem_stand_together_and_are_compared(small_gpt, toke
     assert groups.abs().sum() > 1 and torch.allclose(groups.sum(1), torch.zeros(3, 2), atol=1e-4)
 
 
+def test_stage_one_rewards_turn_2_alone_whatever_gamma_says(small_gpt, tokenizer, monkeypatch):
+    """The logged length is that of the attempts that the policy made: here of second ones alone, a token each."""
+    c = Config(batch=12, gamma=0.8, max_new=1, offline_share=1.0)
+    monkeypatch.setattr(train, "correctness", lambda task, problems, texts, ended: (torch.rand(len(texts), 2) < 0.5, {}))
+    model, task = small_gpt(), train.load_task("division")
+    problem_at = train.train_problems(task, c.size, c.seed)
+
+    def credits(stage):
+        torch.manual_seed(0)
+        batch, row, _ = train.rollout_batch(c, stage, (1, 0), task, problem_at, tokenizer, model, model)
+        assert row["length"] == 1
+        return batch["advantages"]
+
+    one, two = (credits(stage) for stage in stages(c)[1:])
+    assert not one[:, 0].any() and one[:, 1].any()
+    assert not torch.equal(two, credits(stages(Config(gamma=0.0))[2]))
+
+
 def test_learning_rate_warms_up_holds_and_falls():
     stage = Stage("stage1", 100, 0.5)
     rates = [train.learning_rate(stage, step) for step in (0, 4, 9, 50, 75, 99)]
