@@ -34,7 +34,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-NOT_TASKS = ("checkpoints", "demonstrations", "math_answers", "pretrained_tokenizer", "sandbox", "tokenizer")
+NOT_TASKS = ("checkers", "checkpoints", "demonstrations", "pretrained_tokenizer", "tokenizer")
 HELD_OUT_ONE_IN = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 

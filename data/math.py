@@ -4,7 +4,7 @@ attempt, `attempt`, for turn 2 to repair. Both splits are read whole: which prob
 """
 
 from data import Problem, read_rows
-from data.math_answers import answers_equal, extract_answer, read_answer
+from data.checkers.math_answers import answers_equal, extract_answer, read_answer
 
 ENDING = (
     "End with one line of exactly this form, your answer in place of the word between the dollar signs:\n"

@@ -13,7 +13,7 @@ import json
 import warnings
 
 from data import Problem, read_rows
-from data.sandbox import Job, program_in, run_tests
+from data.checkers.sandbox import Job, program_in, run_tests
 
 SPLITS = {"train": range(601, 975), "test": range(11, 511)}
 CORRECTION_REQUEST = (

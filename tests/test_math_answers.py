@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from data import Problem, load_task
-from data.math_answers import answers_equal, extract_answer, read_answer
+from data.checkers.math_answers import answers_equal, extract_answer, read_answer
 
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 

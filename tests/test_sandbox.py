@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from data import humaneval, load_task, mbpp, read_rows, sandbox
-from data.sandbox import Job, program_in, run_tests
+from data import humaneval, load_task, mbpp, read_rows
+from data.checkers import sandbox
+from data.checkers.sandbox import Job, program_in, run_tests
 
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 SQUARES = "assert f(3) == 9\nassert f(-4) == 16"
