@@ -1,7 +1,7 @@
 """Rewards: is an attempt right, and what does each turn get for it?
 
-Correctness is the only reward, binary, and kept apart from what the stages make of it: accuracies are never computed from
-shaped rewards.
+Correctness is the only reward. It is binary, and it is kept apart from what the stages make of it: accuracies
+are never computed from shaped rewards.
 """
 
 import torch
@@ -10,22 +10,29 @@ from torch import Tensor
 from data import Problem, verdicts
 
 
-def correctness(task, problems: list[Problem], texts: list[list[str]], ended: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Which attempts are right, bool [B, K]; and the shares of those that could not be judged: cut off, unparsable, too slow.
+def correctness(
+    task, problems: list[Problem], texts: list[list[str]], ended: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Which attempts are right, bool [B, K], and what share of them could not be judged.
 
-    An attempt cut off by the length limit counts as wrong without being looked at.
+    `texts` [B][K] are the attempts at `problems` [B]; `ended` [B, K] says which came to their end of turn. An
+    attempt that was cut off by the length limit is wrong, and its text is not looked at. The shares are of
+    all B * K attempts: "truncated", "unparsable" and "timeout".
     """
-    whole = ended.tolist()
-    places = [(b, k) for b, row in enumerate(texts) for k in range(len(row)) if whole[b][k]]
-    judged = dict(zip(places, verdicts(task, [(problems[b], texts[b][k]) for b, k in places]), strict=True))
-    right = [[judged.get((b, k)) == "right" for k in range(len(row))] for b, row in enumerate(texts)]
-    found = list(judged.values())
-    shares = {name: found.count(name) / ended.numel() for name in ("unparsable", "timeout")}
-    return torch.tensor(right, device=ended.device), {"truncated": 1 - len(found) / ended.numel(), **shares}
+    places = ended.nonzero().tolist()  # (b, k) of each attempt that came to its end
+    judged = verdicts(task, [(problems[b], texts[b][k]) for b, k in places])
+    correct = torch.zeros_like(ended)
+    for (b, k), verdict in zip(places, judged, strict=True):
+        correct[b, k] = verdict == "right"
+    shares = {name: judged.count(name) / ended.numel() for name in ("unparsable", "timeout")}
+    return correct, {"truncated": 1 - len(judged) / ended.numel(), **shares}
 
 
-def turn_rewards(correct: Tensor, weights: tuple[float, ...], alpha: float) -> Tensor:
-    """Each turn's reward [B, K] from correct [B, K]: w_k * r_k and, for turns k > 1, the bonus alpha * (r_k - r_{k-1}).
+def turn_rewards(correct: Tensor, rollout, weights: tuple[float, ...], alpha: float) -> Tensor:
+    """Each turn's reward [B, K]: w_k * r_k and, for turns k > 1, the bonus alpha * (r_k - r_{k-1}) on top.
+
+    `correct` [B, K] bool gives r; `weights` are w_1 to w_K. The bonus is not multiplied by w_k. Turn 1 has no
+    bonus, since no attempt stands before it.
 
     | | weights | alpha |
     |---|---|---|
@@ -33,6 +40,9 @@ def turn_rewards(correct: Tensor, weights: tuple[float, ...], alpha: float) -> T
     | Stage II (eq. 4 with the bonus of eq. 5) | (1, 1) | > 1 |
     | plain RL on both turns (eq. 1) | (1, 1) | 0 |
     | single-turn RL (eq. 2) | (1, 0) | 0 |
+
+    `rollout` is for rewards of your own: they may look at `rollout.texts` [B][K] or `rollout.masks` [B, K,
+    T]. The README shows a length penalty.
     """
     r = correct.float()
     rewards = r * torch.tensor(weights, device=r.device)
@@ -43,8 +53,8 @@ def turn_rewards(correct: Tensor, weights: tuple[float, ...], alpha: float) -> T
 def turn_returns(rewards: Tensor, gamma: float) -> Tensor:
     """What each turn is credited with [B, K]: its own reward plus gamma times the next turn's return.
 
-    The paper uses gamma = 0. With gamma = 1 and alpha > 1 a *right* first attempt would be penalised (it forfeits the
-    bonus): the first turn would be paid for mistakes that the second can mend.
+    The paper uses gamma = 0. With gamma = 1 and alpha > 1 turn 1 would gain by being wrong: a right first
+    attempt forfeits the bonus, and a wrong one earns it as soon as turn 2 mends it.
     """
     returns = rewards.clone()
     for turn in reversed(range(rewards.shape[1] - 1)):

@@ -1,26 +1,28 @@
 """Problems: what a task module holds, and how training and held-out problems are kept apart.
 
-A task is a module `data/<name>.py`. One that draws its problems has a constant and five functions (see `data/addition.py`, the
-shortest):
+A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it; nothing else needs to know of
+it.
 
-    DIGITS_PER_TOKEN                       how many digits make one token (1: digit by digit)
-    sample(rng, size) -> Problem           a random problem; `size` is its difficulty
-    parse(prompt) -> Problem               the same from a text that a person typed; ValueError if it is not one
-    is_correct(problem, text) -> bool      the checker: any text whatever, never eval'd
-    attempt(problem, kind, rng) -> Attempt a demonstration: kind is "right", "near" (a near miss) or "far" (unrelated)
-    honest(problem, text) -> Attempt       a sampled attempt with its working made true; None if nothing can be made of it
+A task that draws its problems has one constant and five functions. `data/addition.py` is the shortest:
 
-and may have, for experiments/paper.py: `graded(text) -> str`, the part of an attempt that counts (votes for it are added up), and
-`level(problem)`, a number for its difficulty.
+    DIGITS_PER_TOKEN                       how many digits make one token (1: digit by digit) sample(rng,
+    size) -> Problem           a random problem; `size` is its difficulty parse(prompt) -> Problem
+    the same from a text that a person typed; ValueError if it is not one is_correct(problem, text) -> bool
+    the checker: it takes any text and never runs it as code attempt(problem, kind, rng) -> Attempt a
+    demonstration; kind is "right", "near" (a near miss) or "far" (unrelated) honest(problem, text) -> Attempt
+    a sampled attempt with its working made true, or None if that can't be done
 
-One that reads them from files (`data/gsm8k.py`, `math.py`, `mbpp.py`, `humaneval.py`), for pretrained models, has these:
+Two more are optional and serve experiments/paper.py: `graded(text) -> str` is the part of an attempt that
+counts, so that votes can be counted, and `level(problem)` is a number for its difficulty.
 
-    CORRECTION_REQUEST                     the second prompt, the same whether the first attempt was right or wrong
-    FEEDBACK_REQUEST                       what eval.py --feedback asks before it (Self-Refine)
-    read(path, split) -> [Problem]         split is "train" or "test"; ValueError names the file, the row and what is wrong
-    verdicts(pairs) -> [str]               of (problem, text) pairs: "right", "wrong", "unparsable" or "timeout" each
+A task that reads its problems from files is for pretrained models (`data/gsm8k.py`, `math.py`, `mbpp.py`,
+`humaneval.py`):
 
-Nothing else needs to know of it: `python train.py --task=<name>`.
+    CORRECTION_REQUEST                     the second prompt, the same whether the first attempt was right or
+    wrong FEEDBACK_REQUEST                       what eval.py --feedback asks before it (Self-Refine)
+    read(path, split) -> [Problem]         split is "train" or "test"; ValueError names the file, the row and
+    the fault verdicts(pairs) -> [str]               of (problem, text) pairs: "right", "wrong", "unparsable"
+    or "timeout" each
 """
 
 import functools
@@ -34,18 +36,24 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-NOT_TASKS = ("checkers", "checkpoints", "demonstrations", "pretrained_tokenizer", "tokenizer")
+from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
+
+NOT_TASKS = ("checkers", "demonstrations", "tokenizer")
 HELD_OUT_ONE_IN = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 
 class Problem(NamedTuple):
     prompt: str  # what turn 1 shows
-    answer: str  # a right answer (for code: the tests), as the checker knows it; never in a prompt
-    given: str = ""  # a first attempt by somebody else that turn 2 is to repair (offline repair); "": the model makes its own
+    answer: str  # a right answer (for code: the tests) for the checker; it is never in a prompt
+    given: str = (
+        ""  # offline repair: somebody else's first attempt for turn 2 to mend; "": the model makes its own
+    )
 
 
 class Attempt(NamedTuple):
-    """A demonstration's text, cut in two: in turn 1 a wrong `answer` is context only; the honest `working` after it is taught."""
+    """A demonstration's text in two parts. After a wrong `answer` in turn 1 only the honest `working` is
+    taught.
+    """
 
     answer: str
     working: str
@@ -63,15 +71,52 @@ def load_task(name: str):
     return importlib.import_module(f"data.{name}")
 
 
+class Environment(NamedTuple):
+    """What the policy talks to: a task, its texts as ids, and its training problems by number."""
+
+    task: object  # a module, see above
+    tokenizer: Tokenizer
+    problem: Callable[[int], Problem] | None = None  # training problem number i; evaluation needs none
+
+    def prompts(self, problems: list[Problem]) -> list[list[int]]:
+        """The ids x1 of each problem's first turn."""
+        return [self.tokenizer.user_turn(p.prompt) for p in problems]
+
+    @property
+    def correction_request(self) -> list[int]:
+        """The ids x2 that ask for a second attempt. They are the same for every problem and every first
+        attempt.
+        """
+        text = getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
+        return self.tokenizer.user_turn(text, first=False)
+
+    @property
+    def feedback_request(self) -> list[int]:
+        """The ids that ask the model to judge its own attempt (Self-Refine)."""
+        return self.tokenizer.user_turn(getattr(self.task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST), first=False)
+
+
+def seeded(*key) -> int:
+    """A seed for one purpose, such as (seed, "online", stage, step).
+
+    Every step seeds its own generators, so a resumed run draws what the unbroken one would have drawn.
+    """
+    return Random("/".join(map(str, key))).getrandbits(63)
+
+
 def is_held_out(prompt: str, seed: int) -> bool:
-    """Which side of the split a problem is on: decided by its text alone, so no problem is ever on both sides."""
+    """Which side of the split a problem is on. Its text alone decides, so no problem is ever on both sides."""
     return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_ONE_IN == 0
 
 
-def train_problems(task, size: int, seed: int, train_data: str = "", test_data: str = "") -> Callable[[int], Problem]:
-    """A function that gives training problem number i: the same for every (seed, i), so resuming needs no saved position.
+def train_problems(
+    task, size: int, seed: int, train_data: str = "", test_data: str = ""
+) -> Callable[[int], Problem]:
+    """A function that gives training problem number i. It depends on (seed, i) alone, so resuming needs no
+    saved position.
 
-    Problems from files come in another order each time round, and a problem that is also in the test file is left out.
+    Problems from files come in a new order in each epoch. A problem that is also in the test file is left
+    out.
     """
     if hasattr(task, "sample"):
 
@@ -95,13 +140,18 @@ def train_problems(task, size: int, seed: int, train_data: str = "", test_data: 
 
 
 def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -> list[Problem]:
-    """`n` different held-out problems, always the same for a seed; from a file, all of it if it has fewer, else `n` by lot.
+    """`n` different held-out problems, always the same for a seed. From a file: `n` of its rows, or all if it
+    has fewer.
 
-    ValueError if a task that draws its problems has not that many.
+    ValueError if a task that draws its problems has fewer than `n`.
     """
     if not hasattr(task, "sample"):
         rows = task.read(test_data, "test")
-        return rows if len(rows) <= n else [rows[i] for i in sorted(Random("held-out").sample(range(len(rows)), n))]
+        return (
+            rows
+            if len(rows) <= n
+            else [rows[i] for i in sorted(Random("held-out").sample(range(len(rows)), n))]
+        )
     rng, found = Random(f"{seed}/held-out"), {}
     for _ in range(n * HELD_OUT_ONE_IN * 20):
         if len(found) == n:
@@ -110,7 +160,9 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
         if is_held_out(problem.prompt, seed):
             found[problem.prompt] = problem
     else:
-        raise ValueError(f"only {len(found)} held-out problems found at size={size}: ask for fewer (n={n}) or a larger size")
+        raise ValueError(
+            f"only {len(found)} held-out problems found at size={size}: ask for fewer (n={n}) or a larger size"
+        )
     return list(found.values())
 
 
@@ -122,9 +174,10 @@ def verdicts(task, pairs: list[tuple[Problem, str]]) -> list[str]:
 
 
 def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
-    """The rows of a JSONL file (or .jsonl.gz) that have all `fields`, each with its place for messages, "FILE, row 3".
+    """The rows of a JSONL file (or .jsonl.gz), each with its place for messages, such as "FILE, row 3".
 
-    ValueError if the file is missing or empty, a row is not a JSON object, or a field is missing.
+    ValueError if the file is missing or empty, a row is not a JSON object, or one of `fields` is missing in a
+    row.
     """
     if not Path(path).is_file():
         raise ValueError(f"no file {path!s}: the README says where each task's data is got")
@@ -144,3 +197,20 @@ def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, 
             yield place, row
     if empty:
         raise ValueError(f"{path} has no rows")
+
+
+def wrong_attempts(path: str | Path, task) -> list[Problem]:
+    """For offline repair: the problems of a file made by eval.py --save whose first attempt is wrong, given with it.
+
+    The attempts are judged anew, because one that was cut off may hold the answer. Empty attempts are left out.
+    ValueError if nothing is left.
+    """
+    problems = []
+    for _, row in read_rows(path, ("prompt", "answer", "attempts")):
+        if row["attempts"][0].strip():
+            problems.append(Problem(row["prompt"], row["answer"], row["attempts"][0]))
+    judged = verdicts(task, [(p, p.given) for p in problems])
+    wrong = [p for p, verdict in zip(problems, judged, strict=True) if verdict != "right"]
+    if not wrong:
+        raise ValueError(f"{path} has no wrong first attempt: there is nothing to repair")
+    return wrong

@@ -1,7 +1,7 @@
 """Addition of two numbers, answered directly: `4711+1234` -> `5945`. `size` is the number of digits.
 
-The contrast to division: an attempt shows nothing that could tell a right sum from a wrong one, so there is little for a
-second attempt to gain.
+The contrast to division: an attempt shows nothing that could tell a right sum from a wrong one, so there is
+little for a second attempt to gain.
 """
 
 import re

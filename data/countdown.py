@@ -1,6 +1,8 @@
-"""Countdown: reach a target with three numbers, each used once: `3,7,5:26` -> `3*7=21,21+5=26`. `size` is the largest number.
+"""Countdown: reach a target with three numbers, each used once: `3,7,5:26` -> `3*7=21,21+5=26`. `size` is the
+largest number.
 
-To check an answer is easier than to find one, so a second attempt has something to gain. All steps are graded.
+To check an answer is easier than to find one, so a second attempt has something to gain. All steps are
+graded.
 """
 
 import re

@@ -1,21 +1,27 @@
-"""Demonstrations for the base model: dialogues whose later turns are as bad as a real language model's (ours).
+"""Demonstrations for the base model: dialogues whose later turns are as bad as a real language model's
+(ours).
 
-SCoRe starts from a model that could correct itself and does not: asked to check, it mostly repeats itself, at times mends the
-answer, at times spoils it, whatever stood in its first attempt (paper, table 1: Acc 52.6 -> 41.4). Such a model is made of:
+SCoRe starts from a model that could correct itself and does not: asked to check, it mostly repeats itself, at
+times mends the answer, at times spoils it, whatever stood in its first attempt (paper, table 1: Acc 52.6 ->
+41.4). Such a model is made of:
 
-- right first attempts, which teach the task, and wrong ones, whose answer is context only. The honest working after a wrong
-  answer is taught: a model that writes what is true beside its mistakes leaves the evidence that correction needs.
-- first attempts that the model itself has sampled, once it can: a working that is honest only beside made-up mistakes fails
-  beside its own, which look right to it (it wrote "r0" after every wrong quotient of its own without them).
-- later turns that copy (the habit that RL must break), are right (the ability that RL must find) or miss nearly (the reason
-  why asking the base again makes it worse), drawn without a look at what stood before: so the base does not correct.
-- some dialogues of several turns, so that turns 3, 4, ... are not foreign to the model; in half of them the model is asked for
-  feedback before each later turn, and its verdict is honest: the format of Self-Refine (Madaan et al., arXiv 2303.17651).
+- right first attempts, which teach the task, and wrong ones, whose answer is context only. The honest working
+  after a wrong answer is taught: a model that writes what is true beside its mistakes leaves the evidence
+  that correction needs.
+- first attempts that the model itself has sampled, once it can: a working that is honest only beside made-up
+  mistakes fails beside its own, which look right to it (it wrote "r0" after every wrong quotient of its own
+  without them).
+- later turns that copy (the habit that RL must break), are right (the ability that RL must find) or miss
+  nearly (the reason why asking the base again makes it worse), drawn without a look at what stood before: so
+  the base does not correct.
+- some dialogues of several turns, so that turns 3, 4, ... are not foreign to the model; in half of them the
+  model is asked for feedback before each later turn, and its verdict is honest: the format of Self-Refine
+  (Madaan et al., arXiv 2303.17651).
 """
 
 from random import Random
 
-from data import Problem
+from data import Environment, Problem, is_held_out, read_rows
 from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
 
 MADE_UP_MISTAKES = ("near", "near", "near", "far")  # mostly such that the working tells how to mend them
@@ -32,11 +38,12 @@ def demonstration(
     right: float,
     own: str | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """One dialogue: `(ids, taught)`, two lists of one length; `taught[i]` says whether the loss counts token i.
+    """One dialogue: `(ids, taught)`, two lists of one length; `taught[i]` says whether the loss counts token
+    i.
 
-    `right_first` is the share of first attempts made right; the text `own`, right or wrong, takes the place of the others if it is
-    given. `copy` and `right` are the shares of later turns that repeat the attempt before them and that are right; all others
-    miss nearly.
+    `right_first` is the share of first attempts made right; the text `own`, right or wrong, takes the place
+    of the others if it is given. `copy` and `right` are the shares of later turns that repeat the attempt
+    before them and that are right; all others miss nearly.
     """
     ids, taught = [], []
 
@@ -63,10 +70,48 @@ def demonstration(
     return ids, taught
 
 
-def imitation(tokenizer: Tokenizer, prompt: str, attempts: list[str], request: str) -> tuple[list[int], list[bool]]:
-    """`(ids, taught)` of a dialogue that was sampled and chosen: its last attempt is taught, all before it is context."""
+def imitation(
+    tokenizer: Tokenizer, prompt: str, attempts: list[str], request: list[int]
+) -> tuple[list[int], list[bool]]:
+    """One dialogue to imitate, `(ids, taught)`: its last attempt is taught, all before it is context.
+
+    `request` are the ids that ask for the next attempt.
+    """
     ids = tokenizer.user_turn(prompt)
     for attempt in attempts[:-1]:
-        ids += [*tokenizer.encode(attempt), tokenizer.end_id, *tokenizer.user_turn(request, first=False)]
+        ids += [*tokenizer.encode(attempt), tokenizer.end_id, *request]
     last = [*tokenizer.encode(attempts[-1]), tokenizer.end_id]
     return ids + last, [False] * len(ids) + [True] * len(last)
+
+
+def swapped_attempts(task, problems: list[Problem], own: list[str], rng: Random) -> dict[str, list[str]]:
+    """First attempts to put in the place of the model's own ones, by their kind: see `swap_test` in eval.py."""
+    swapped = {"own": own, "other": own[1:] + own[:1]}
+    if hasattr(task, "attempt"):
+        for name, kind in (("wrong", "far"), ("near", "near"), ("right", "right")):
+            swapped[name] = [task.attempt(p, kind, rng).text for p in problems]
+        honest = [task.honest(p, text) for p, text in zip(problems, own, strict=True)]
+        swapped["checked"] = [
+            attempt.text if attempt else text for attempt, text in zip(honest, own, strict=True)
+        ]
+    return swapped
+
+
+def read_traces(c, env: Environment) -> list[tuple[list[int], list[bool]]]:
+    """The dialogues of the file `c.imitate`, each `(ids, taught)`.
+
+    ValueError names a row that is no dialogue, or whose problem is a held-out one.
+    """
+    traces, test = [], {p.prompt for p in env.task.read(c.test_data, "test")} if c.test_data else None
+    for place, row in read_rows(c.imitate, ("prompt", "attempts")):
+        prompt, attempts = row["prompt"], row["attempts"]
+        if not (
+            isinstance(attempts, list) and attempts and all(isinstance(t, str) for t in (prompt, *attempts))
+        ):
+            raise ValueError(f"{place}: `prompt` must be a text and `attempts` a list of texts, not empty")
+        if is_held_out(prompt, c.seed) if test is None else prompt in test:
+            raise ValueError(
+                f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems"
+            )
+        traces.append(imitation(env.tokenizer, prompt, attempts, env.correction_request))
+    return traces

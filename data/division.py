@@ -1,8 +1,10 @@
-"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682r60`, and after correction `1457*6=8742r0`.
+"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682r60`, and after correction
+`1457*6=8742r0`.
 
-Only the quotient is graded. The check is there for correction to go by: the product of a wrong quotient misses the dividend, and
-the remainder says by how much, so who reads it can mend the quotient: 60 is ten times 6 too little. (How far a trained model
-writes true checks and goes by them is measured: `swap_test` in eval.py.) `size` is the number of the quotient's digits.
+Only the quotient is graded. The check is there for correction to go by: the product of a wrong quotient
+misses the dividend, and the remainder says by how much, so who reads it can mend the quotient: 60 is ten
+times 6 too little. (How far a trained model writes true checks and goes by them is measured: `swap_test` in
+eval.py.) `size` is the number of the quotient's digits.
 """
 
 import re

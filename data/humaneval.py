@@ -10,8 +10,8 @@ import json
 import re
 
 from data import Problem, read_rows
-from data.mbpp import CORRECTION_REQUEST, FEEDBACK_REQUEST  # noqa: F401 (the same words)
 from data.checkers.sandbox import Job, program_in, run_tests
+from data.mbpp import CORRECTION_REQUEST, FEEDBACK_REQUEST  # noqa: F401 (the same words)
 
 
 def read(path: str, split: str) -> list[Problem]:

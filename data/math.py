@@ -1,6 +1,7 @@
-r"""Competition mathematics (MATH): JSONL rows with `problem`, `solution` and maybe `answer`, as openai/prm800k's math_splits have
-them. Without `answer`, as in hendrycks/math, the reference is what the solution puts in \boxed{}. A row may bring its own first
-attempt, `attempt`, for turn 2 to repair. Both splits are read whole: which problems are in a file is the file's business.
+r"""Competition mathematics (MATH): JSONL rows with `problem`, `solution` and maybe `answer`, as
+openai/prm800k's math_splits have them. Without `answer`, as in hendrycks/math, the reference is what the
+solution puts in \boxed{}. A row may bring its own first attempt, `attempt`, for turn 2 to repair. Both splits
+are read whole: which problems are in a file is the file's business.
 """
 
 from data import Problem, read_rows
@@ -23,7 +24,9 @@ FEEDBACK_REQUEST = (
 
 
 def read(path: str, split: str) -> list[Problem]:
-    """The file's problems; ValueError names the row that has no problem text or no answer that the checker can read."""
+    """The file's problems; ValueError names the row that has no problem text or no answer that the checker
+    can read.
+    """
     return [
         problem(place, row, "problem", row["answer"] if "answer" in row else extract_answer(f"{row['solution']}"))
         for place, row in read_rows(path, ("problem", "solution"))

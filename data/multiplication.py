@@ -1,4 +1,6 @@
-"""Multiplication of two numbers, answered directly: `47*31` -> `1457`. `size` is the number of digits of each."""
+"""Multiplication of two numbers, answered directly: `47*31` -> `1457`. `size` is the number of digits of
+each.
+"""
 
 import re
 from random import Random

@@ -1,4 +1,5 @@
-"""The tokenizer, how a dialogue becomes ids, and the toy tokenizer: a `tiktoken.Encoding` built in place, nothing is downloaded.
+"""The tokenizer, how a dialogue becomes ids, and the toy tokenizer: a `tiktoken.Encoding` built in place,
+nothing is downloaded.
 
 <|user|> 8742/6 <|assistant|> 1447*6=8682r60 <|end|> <|user|> check <|assistant|> 1457*6=8742r0 <|end|>
 `------- x1 ---------------'  `------ y1 ----------' `------- x2 ------------'  `------- y2 -------'
@@ -44,7 +45,9 @@ class Tokenizer:
         return self.encoding.n_vocab
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: the name of a special token in it is only text. ValueError names a character without token."""
+        """Ids of plain text: the name of a special token in it is only text. ValueError names a character
+        without token.
+        """
         unknown = sorted(set(text) - set(self.alphabet)) if self.alphabet else []
         if unknown:
             raise ValueError(f"the tokenizer has no token for {unknown[0]!r}: use letters, digits and punctuation of ASCII")
@@ -59,7 +62,9 @@ class Tokenizer:
         return markup((self.begin if first else self.after) + self.user) + self.encode(text) + markup(self.assistant)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids. A model may have more ids than its tokenizer has tokens (rounded up): those are U+FFFD each."""
+        """The text of ids. A model may have more ids than its tokenizer has tokens (rounded up): those are
+        U+FFFD each.
+        """
         try:
             return self.encoding.decode(ids)
         except KeyError:
@@ -73,9 +78,11 @@ class Tokenizer:
 
 
 def build_tokenizer(digits_per_token: int) -> Tokenizer:
-    """Characters, numbers of up to `digits_per_token` digits, the requests and the two verdicts are one token each.
+    """Characters, numbers of up to `digits_per_token` digits, the requests and the two verdicts are one token
+    each.
 
-    tiktoken first looks a whole piece of the split pattern up in the table, so a number needs no chain of merges.
+    tiktoken first looks a whole piece of the split pattern up in the table, so a number needs no chain of
+    merges.
     """
     numbers = ("".join(t) for k in range(2, digits_per_token + 1) for t in itertools.product(string.digits, repeat=k))
     pieces = [*ALPHABET, *numbers, CORRECTION_REQUEST, FEEDBACK_REQUEST, "right", "wrong"]

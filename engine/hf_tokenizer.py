@@ -1,17 +1,17 @@
 """Tokenizers of pretrained models as `tiktoken.Encoding`s, and the chat markup of their families.
 
-A byte-level BPE is four things: bytes, merges in the order in which they were learned, a regular expression that cuts a text
-into pieces, and special tokens. Files of the `tokenizers` library write bytes as printable characters and merges as pairs;
-tiktoken wants each token's bytes with its rank, and merges whichever neighbours make the lowest rank. The two agree if ranks
-grow in the order of the merges, which is checked.
+A byte-level BPE is four things: bytes, merges in the order in which they were learned, a regular expression
+that cuts a text into pieces, and special tokens. Files of the `tokenizers` library write bytes as printable
+characters and merges as pairs; tiktoken wants each token's bytes with its rank, and merges whichever
+neighbours make the lowest rank. The two agree if ranks grow in the order of the merges, which is checked.
 """
 
 from pathlib import Path
 
 import tiktoken
 
-from data.checkpoints import read_json
 from data.tokenizer import Tokenizer
+from engine.hf import read_json
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # SmolLM2 first cuts out each digit, so spaces before a digit are a piece that ends there.
@@ -19,16 +19,17 @@ DIGITS_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=
 
 
 def read_tokenizer(place: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder (tokenizer.json, or GPT-2's vocab.json and merges.txt), or tiktoken's of that name.
+    """The tokenizer of a checkpoint folder (tokenizer.json, or GPT-2's vocab.json and merges.txt), or
+    tiktoken's of that name.
 
-    ValueError if there is none or it is not a byte-level BPE. tiktoken's named encodings are downloaded once, or found in
-    the folder TIKTOKEN_CACHE_DIR.
+    ValueError if there is none or it is not a byte-level BPE. tiktoken's named encodings are downloaded once,
+    or found in the folder TIKTOKEN_CACHE_DIR.
     """
     folder = Path(place)
     if not folder.is_dir():
         if str(place) not in tiktoken.list_encoding_names():
             raise ValueError(
-                f"no folder {place}, and tiktoken has no encoding of this name: {', '.join(tiktoken.list_encoding_names())}"
+                f"no folder {place}, and tiktoken only has {', '.join(tiktoken.list_encoding_names())}"
             )
         return with_markup(tiktoken.get_encoding(str(place)))
     if (folder / "tokenizer.json").is_file():
@@ -40,7 +41,9 @@ def read_tokenizer(place: str | Path) -> Tokenizer:
         special = {token: i for token, i in vocab.items() if token == "<|endoftext|>"}
         return with_markup(encoding(folder.name, vocab, merges, GPT2_PATTERN, special))
     if (folder / "tokenizer.model").is_file():
-        raise ValueError(f"{folder} has a SentencePiece tokenizer only, which is not supported: byte-level BPE (tokenizer.json) is")
+        raise ValueError(
+            f"{folder} has a SentencePiece tokenizer, which is not supported: take one with a tokenizer.json"
+        )
     raise ValueError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt")
 
 
@@ -49,16 +52,22 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
     content = read_json(path)
     model, normalizer = content.get("model") or {}, content.get("normalizer") or {}
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or not model.get("merges"):
-        raise ValueError(f"{path} is not a byte-level BPE (it may be SentencePiece's or a unigram model): not supported")
+        raise ValueError(
+            f"{path} is not a byte-level BPE (it may be SentencePiece's or a unigram model): not supported"
+        )
     if normalizer.get("type", "NFC") != "NFC":
         raise ValueError(f"{path}: normalizer {normalizer['type']!r} is not supported (only NFC is)")
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     added = {t["content"]: t["id"] for t in content.get("added_tokens") or []}
     vocab = model["vocab"]
     order = [a + b for a, b in merges]
-    if model.get("ignore_merges"):  # a piece that is a token is taken whole, also where merges don't lead to it
+    if model.get(
+        "ignore_merges"
+    ):  # a piece that is a token is taken whole, also where merges don't lead to it
         order = sorted((token for token in vocab if token not in added), key=vocab.get)
-    made = encoding(path.parent.name, vocab, order, split_pattern(content.get("pre_tokenizer") or {}, path), added)
+    made = encoding(
+        path.parent.name, vocab, order, split_pattern(content.get("pre_tokenizer") or {}, path), added
+    )
     return with_markup(made, form="NFC" if normalizer else "")
 
 
@@ -77,11 +86,16 @@ def split_pattern(pre: dict, path: Path) -> str:
         isolated = first.get("behavior") == "Isolated" and not first.get("invert")
         if kinds == ["Split", "ByteLevel"] and not by_regex and pattern and isolated:
             return pattern
-    raise ValueError(f"{path}: pre_tokenizer {' + '.join(map(str, kinds))} is not one of GPT-2's, Llama 3's, Qwen's or SmolLM2's")
+    raise ValueError(
+        f"{path}: pre_tokenizer {' + '.join(map(str, kinds))} is not GPT-2's, Llama 3's, Qwen's or SmolLM2's"
+    )
 
 
-def encoding(name: str, vocab: dict[str, int], merged: list[str], pattern: str, special: dict[str, int]) -> tiktoken.Encoding:
-    """A tiktoken encoding of a vocabulary that writes bytes as characters; `merged` are its tokens in the order of the merges.
+def encoding(
+    name: str, vocab: dict[str, int], merged: list[str], pattern: str, special: dict[str, int]
+) -> tiktoken.Encoding:
+    """A tiktoken encoding of a vocabulary that writes bytes as characters; `merged` are its tokens in the
+    order of the merges.
 
     ValueError if the ids do not grow in that order, since tiktoken's ranks are its ids.
     """
@@ -90,36 +104,64 @@ def encoding(name: str, vocab: dict[str, int], merged: list[str], pattern: str, 
     ranks, last = {}, -1
     for token in [*single, *merged]:
         if token not in vocab or not set(token) <= byte_of.keys():
-            raise ValueError(f"tokenizer {name}: {token!r} is not in the vocabulary, or not written in bytes: no byte-level BPE")
+            raise ValueError(
+                f"tokenizer {name}: {token!r} is unknown or not written in bytes: it is no byte-level BPE"
+            )
         if len(token) > 1 and vocab[token] < last:
-            raise ValueError(f"tokenizer {name}: the id of {token!r} is out of the order of the merges, which tiktoken can't do")
+            raise ValueError(
+                f"tokenizer {name}: the id of {token!r} is out of the merges' order, which tiktoken needs"
+            )
         last = vocab[token] if len(token) > 1 else last
         ranks[bytes(byte_of[c] for c in token)] = vocab[token]
-    missing = set(range(0xF5)) - {0xC0, 0xC1} - {byte_of[token] for token in single}  # the others are in no UTF-8 text
+    missing = (
+        set(range(0xF5)) - {0xC0, 0xC1} - {byte_of[token] for token in single}
+    )  # the others are in no UTF-8 text
     if missing:
-        raise ValueError(f"tokenizer {name}: {len(missing)} bytes have no token, e.g. {min(missing)}: it can't write every text")
+        raise ValueError(
+            f"tokenizer {name}: {len(missing)} bytes have no token, such as {min(missing)}"
+        )
     return tiktoken.Encoding(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def printable_bytes() -> dict[str, int]:
-    """GPT-2's way of writing bytes as characters: printable ones as themselves, the others from U+0100 on, in order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2's way of writing bytes as characters: printable ones as themselves, the others from U+0100 on, in
+    order.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def with_markup(made: tiktoken.Encoding, form: str = "") -> Tokenizer:
-    """The family's chat markup, told by its special tokens. No system message: what the model should be, the prompts say.
+    """The family's chat markup, told by its special tokens. No system message: what the model should be, the
+    prompts say.
 
-    Nothing is rendered anew for the second turn: it stands behind all that was sampled in the first, so the reasoning of
-    attempt 1 stays, also where a family's own template would drop it (Qwen 3).
+    Nothing is rendered anew for the second turn: it stands behind all that was sampled in the first, so the
+    reasoning of attempt 1 stays, also where a family's own template would drop it (Qwen 3).
     """
     special = made.special_tokens_set
     if "<|im_start|>" in special:  # ChatML: Qwen, SmolLM2
-        return Tokenizer(made, "<|im_end|>", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", after="\n", form=form)
+        return Tokenizer(
+            made,
+            "<|im_end|>",
+            "<|im_start|>user\n",
+            "<|im_end|>\n<|im_start|>assistant\n",
+            after="\n",
+            form=form,
+        )
     if "<|start_header_id|>" in special:  # Llama 3
-        user, assistant = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
-        return Tokenizer(made, "<|eot_id|>", user, "<|eot_id|>" + assistant, begin="<|begin_of_text|>", form=form)
+        user, assistant = (
+            f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant")
+        )
+        return Tokenizer(
+            made, "<|eot_id|>", user, "<|eot_id|>" + assistant, begin="<|begin_of_text|>", form=form
+        )
     if "<|endoftext|>" in special:  # GPT-2: plain text
         return Tokenizer(made, "<|endoftext|>", "Question: ", "\nAnswer:", after="\n\n", form=form)
-    raise ValueError(f"tokenizer {made.name} has no end-of-turn token that we know (<|im_end|>, <|eot_id|> or <|endoftext|>)")
+    raise ValueError(
+        f"tokenizer {made.name} has no end of turn that we know: <|im_end|>, <|eot_id|> or <|endoftext|>"
+    )

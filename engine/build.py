@@ -1,0 +1,99 @@
+"""Making a run's parts from its settings: device, tokenizer, environment, model."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from data import Environment, load_task, train_problems
+from data.tokenizer import Tokenizer, build_tokenizer
+from engine.checkpoints import load
+from engine.hf import load_pretrained
+from engine.hf_tokenizer import read_tokenizer
+from engine.lora import add_lora, merge_lora
+from engine.options import require
+from engine.settings import Settings, config_from
+from model import GPT, GPTConfig
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" takes CUDA, then MPS, then the CPU. ValueError if it isn't there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device={name!r} is not available here: take auto, cpu, mps or cuda") from None
+
+
+def make_environment(c: Settings, training: bool = True) -> Environment:
+    """The task and its tokenizer, and with `training` its training problems."""
+    task = load_task(c.task)
+    problem = train_problems(task, c.size, c.seed, c.train_data, c.test_data) if training else None
+    return Environment(task, make_tokenizer(c), problem)
+
+
+def make_tokenizer(c: Settings) -> Tokenizer:
+    """The toy task's tokenizer, or that of the pretrained checkpoint."""
+    if c.tokenizer or (c.init and Path(c.init).is_dir()):
+        return read_tokenizer(c.tokenizer or c.init)
+    task = load_task(c.task)
+    if not hasattr(task, "DIGITS_PER_TOKEN"):
+        raise ValueError(f"task={c.task} needs a pretrained tokenizer: --init=FOLDER or --tokenizer=...")
+    return build_tokenizer(task.DIGITS_PER_TOKEN)
+
+
+def make_model(c: Settings, vocab_size: int, device: torch.device) -> GPT:
+    """What the first stage starts from: a toy GPT with random weights, or the model that `init` names."""
+    dtype = getattr(torch, c.dtype)
+    if not c.init:
+        config = GPTConfig(
+            vocab_size,
+            n_layer=c.n_layer,
+            n_head=c.n_head,
+            n_kv_head=c.n_head,
+            dim=c.dim,
+            head_dim=c.dim // c.n_head,
+            ffn_dim=3 * c.dim,
+            max_len=max(256, 10 * (c.max_new + 8)),  # room for ten turns
+        )
+        model = GPT(config).to(device)
+    elif Path(c.init).is_dir():
+        model = load_pretrained(c.init, device, dtype)
+    else:
+        model, settings = load_model(c.init, device)
+        model = merge_lora(model).requires_grad_() if settings["lora"] else model
+    has = model.config.vocab_size
+    require(has >= vocab_size, f"{c.init} has {has} tokens, its tokenizer {vocab_size}: they don't match")
+    return model.to(dtype)
+
+
+def load_model(path: str | Path, device) -> tuple[GPT, dict]:
+    """A checkpoint's model and the settings of its run. Weights that are not in the file come from `init`."""
+    content = load(path)
+    gpt, weights, settings = GPTConfig(**content["gpt"]), content["model"], content["config"]
+    names = [field.name for field in dataclasses.fields(Settings)]
+    c = config_from(Settings, {k: v for k, v in settings.items() if k in names}, path)
+    with torch.device("meta"):
+        complete = GPT(gpt).state_dict().keys() <= weights.keys()
+    if complete:
+        model = GPT(gpt).to(device, getattr(torch, c.dtype))
+    else:
+        model = make_model(c, 0, torch.device(device))
+        if any(".lora_" in name for name in weights):
+            add_lora(model, c.lora)
+    if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
+        raise ValueError(f"{path} does not fit {c.init or 'its own sizes'}: it has {unexpected[0]}")
+    return model, settings
+
+
+def check_lengths(c: Settings, env: Environment, max_len: int) -> None:
+    """ValueError if a dialogue could outgrow the model. Better now than in the middle of a run."""
+    problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]
+    prompt = max(map(len, env.prompts(problems)))
+    longest = prompt + c.turns * c.max_new + (c.turns - 1) * (len(env.correction_request) + 1)
+    if longest > max_len:
+        raise ValueError(
+            f"the longest prompt has {prompt} tokens, its dialogue up to {longest}, and the model reads "
+            f"max_len={max_len}: lower --max_new"
+        )

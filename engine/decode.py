@@ -1,0 +1,156 @@
+"""Fast sampling of one turn: the same tokens as `rollout.sample_turn`, several times sooner.
+
+With one new token a row, little time goes into arithmetic and much into starting operations. So the pass
+through the model is written out here with few operations and without gradients, and finished rows cost
+nothing.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.lora import LoRALinear
+from engine.onednn import packed
+from model import GPT, Block, KVCache, rope
+
+
+def fast_sample_turn(
+    model: GPT,
+    cache: KVCache,
+    hidden: Tensor,
+    end: int,
+    temperature: float,
+    uniform: Tensor,
+    sample_token: Callable,
+) -> tuple[Tensor, Tensor]:
+    """What `rollout.sample_turn` returns. `sample_token` is rollout.py's.
+
+    We swap finished rows to the end and keep decoding only the first n, so finished rows cost nothing. At the
+    end of the turn all rows go back to their places.
+    """
+    (B, max_new), device = uniform.shape, hidden.device
+    step, head = decoder(model, cache)
+    tokens = torch.full((B, max_new), end, device=device)
+    log_probs = torch.zeros(B, max_new, device=device)
+    has_ended = torch.zeros(B, dtype=torch.bool, device=device)
+    places = torch.arange(B, device=device)
+    uniform, order, n = uniform.clone(), places.clone(), B  # order[i] is the row that is at place i now
+    for i in range(max_new):
+        token, log_probs[:n, i] = sample_token(head(hidden), temperature, uniform[:n, i])
+        tokens[:n, i] = token
+        has_ended[:n] |= token == end
+        if i + 1 == max_new:
+            break
+        if device.type == "cpu" or i % 8 == 7:  # on other devices a look costs a wait
+            left = n - int(has_ended[:n].sum())
+            if left == 0:
+                break
+            fewer = min(n, -(-left // 8) * 8)  # a multiple of 8: libraries prepare for each new shape
+            if fewer < n:
+                late = (~has_ended[fewer:n]).nonzero()[:, 0] + fewer
+                free = has_ended[:fewer].nonzero()[: len(late), 0]
+                a, b = torch.cat((free, late)), torch.cat((late, free))
+                for t in (tokens, log_probs, uniform, has_ended, order):
+                    t[a] = t[b]
+                cache.move(a, b)
+                token, n = tokens[:fewer, i], fewer
+        hidden = step(token)
+        cache.advance(1, cache.longest + 1)
+    back = order.argsort()
+    moved = places[back != places]
+    cache.move(moved, back[moved])
+    return tokens[back], log_probs[back]
+
+
+def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Two functions for one token a row: step(ids [n]) -> hidden [n, C], head(hidden [n, C]) -> logits [n,
+    V].
+
+    `step` does what `model.hidden` does, up to rounding. It continues the first n rows of the cache and
+    writes their new keys and values, but leaves the cache's `lengths` alone. Build a new decoder after every
+    optimizer step: parts of the weights are copied.
+    """
+    c, table = model.config, model.embed.weight
+    H, G, D = c.n_kv_head, c.n_head // c.n_kv_head, c.head_dim  # each of H keys is shared by G queries
+    width, rows = cache.data.shape[4], cache.data.shape[2]
+    blocks = [prepared(block, rows) for block in model.blocks]
+    final, head = norm_of(model.norm), linear_of(model.lm_head, rows)
+    columns = torch.arange(width, device=table.device)
+    start_of = torch.arange(rows * H, device=table.device).view(rows, H) * width  # where a head's keys begin
+    if c.position == "rope":
+        cos, sin = (t.to(table.dtype)[:, None] for t in rope(c, columns))  # [width, 1, D] each
+
+    def step(ids: Tensor) -> Tensor:
+        n, end = len(ids), cache.longest + 1
+        model.check_length(end)
+        end = min(width, max(end, 16))  # 16 or more, masked below: shorter rows don't fill a SIMD register
+        positions = cache.lengths[:n]  # [n]
+        bias = torch.zeros(n, 1, 1, end, dtype=table.dtype, device=table.device)
+        bias.masked_fill_((columns[:end] > positions[:, None])[:, None, None], -torch.inf)
+        bias = bias.expand(n, H, 1, end).reshape(n * H, 1, end)
+        here = start_of[:n] + positions[:, None]  # [n, H]
+        x = model.embed(ids)  # [n, C]
+        if c.position == "learned":
+            x = x + model.position(positions)
+        else:
+            angles = cos[positions], sin[positions]  # [n, 1, D] each
+        for layer, (attn_norm, qkv, qk_norm, out, mlp_norm, up, down) in enumerate(blocks):
+            qk, v = qkv(attn_norm(x)).view(n, -1, D).split((H * G + H, H), dim=1)  # [n, H * G + H or H, D]
+            if c.qk_norm:
+                qk = qk_norm(qk)
+            if c.position == "rope":
+                qk = torch.addcmul(qk * angles[0], qk.roll(D // 2, -1), angles[1])
+            keys, values = cache.data[layer].flatten(1, 2)  # [B * H, width, D] each
+            keys.view(-1, D)[here], values.view(-1, D)[here] = qk[:, H * G :], v
+            q = qk[:, : H * G].reshape(n * H, G, D)
+            scores = torch.baddbmm(bias, q, keys[: n * H, :end].mT, alpha=D**-0.5)  # [n * H, G, end]
+            attended = torch.bmm(scores.softmax(-1), values[: n * H, :end])  # [n * H, G, D]
+            x = x + out(attended.view(n, -1))
+            h = up(mlp_norm(x))
+            if c.mlp == "swiglu":
+                gate, h = h.chunk(2, dim=-1)
+                x = x + down(F.silu(gate) * h)
+            else:
+                x = x + down(F.gelu(h, approximate="tanh"))
+        return final(x)
+
+    return step, head
+
+
+def prepared(block: Block, rows: int) -> tuple[Callable[..., Tensor] | None, ...]:
+    """The parts of a block as functions, in the order in which `step` calls them."""
+    attn, mlp, qk_norm = block.attn, block.mlp, None
+    if attn.config.qk_norm:  # the norms of q and k differ only in their weights, so one pass does both
+        q_weight, k_weight = attn.q_norm.weight, attn.k_norm.weight
+        weights = (q_weight.expand(attn.config.n_head, -1), k_weight.expand(attn.config.n_kv_head, -1))
+        qk_norm = rms_norm(torch.cat(weights), attn.config.norm_eps)
+    qkv, out, up, down = (linear_of(layer, rows) for layer in (attn.qkv, attn.out, mlp.up, mlp.down))
+    return norm_of(block.attn_norm), qkv, qk_norm, out, norm_of(block.mlp_norm), up, down
+
+
+def linear_of(layer: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
+    product = packed(layer.weight, layer.bias, rows)
+    if isinstance(layer, LoRALinear):
+        return lambda x: product(x) + layer.update(x)
+    return product
+
+
+def norm_of(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    return rms_norm(norm.weight, norm.eps) if isinstance(norm, nn.RMSNorm) else norm
+
+
+def rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    """RMSNorm in four operations, where torch's takes seven on a CPU.
+
+    x / rms(x) = x sqrt(D) / |x|. The hypotenuse of |x| and sqrt(D eps) adds eps under the root.
+    """
+    root = weight.shape[-1] ** 0.5
+    weight, leg = weight.float() * root, torch.tensor(root * eps**0.5, device=weight.device)
+
+    def normalise(x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x * (weight / torch.hypot(norm, leg))).to(x.dtype)
+
+    return normalise

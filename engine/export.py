@@ -1,0 +1,24 @@
+"""A checkpoint as a Hugging Face folder, for other programs."""
+
+import shutil
+from pathlib import Path
+
+from engine.hf import save_pretrained
+from engine.lora import merge_lora
+from model import GPT
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+def export(model: GPT, c, folder: str) -> str:
+    """Writes the model, adapters merged, and its tokenizer's files. Returns a line that says so."""
+    save_pretrained(merge_lora(model) if c.lora else model, folder)
+    source = Path(c.tokenizer or c.init)
+    copied = [shutil.copy(source / f, folder) for f in TOKENIZER_FILES if (source / f).is_file()]
+    return f"{folder} has the model{'' if copied else ', without a tokenizer'}"

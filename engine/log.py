@@ -1,0 +1,71 @@
+"""What a run shows and keeps of each step: metrics.jsonl, progress lines, transcripts."""
+
+import json
+from pathlib import Path
+
+from data import Problem
+from engine.processes import add_up, rank
+
+
+def rollout_metrics(rollout, correct, rewards, advantages, unjudged: dict, share: float) -> dict:
+    """What is logged of a batch of dialogues, as means over the whole batch.
+
+    `correct`, `rewards` and `advantages` [batch, K] are of the whole batch. `rollout` and `unjudged` are of
+    this process's rows, which are the `share` of the batch.
+    """
+    changed = [texts[0] != texts[1] for texts in rollout.texts]
+    attempts = rollout.masks.any(-1).sum()  # those that the policy made
+    length = (rollout.masks.sum() / attempts).item()
+    means = {"change_rate": sum(changed) / len(changed), "length": length, **unjudged}
+    return {
+        **{f"acc_t{k + 1}": correct[:, k].float().mean().item() for k in range(correct.shape[1])},
+        "reward": rewards.sum(1).mean().item(),
+        "advantage_t2": advantages[:, 1].abs().mean().item(),
+        **add_up({name: value * share for name, value in means.items()}),
+        "no_signal": bool((advantages == 0).all()),
+    }
+
+
+def log_step(c, folder: Path, stage, step: int, metrics: dict, seconds: float, pace: float, example) -> None:
+    """Appends a row to metrics.jsonl; now and then prints a progress line and the example's transcript.
+
+    `seconds` is the run's time so far, `pace` the seconds a step. `example` is (problem, texts, correct) or
+    None.
+    """
+    if rank() > 0:
+        return
+    row = {"stage": stage.name, "step": step + 1, "seconds": round(seconds, 2), **metrics}
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    last = step + 1 == stage.steps
+    if (step + 1) % c.log_every == 0 or last:
+        print(progress_line(stage, step, metrics, pace), flush=True)
+    if example is not None and (step == 0 or (step + 1) % c.show_every == 0 or last):
+        print(transcript(*example), flush=True)
+
+
+def progress_line(stage, step: int, metrics: dict, pace: float) -> str:
+    left = int(pace * (stage.steps - step - 1))
+    rate = f"{1 / pace:.2f} steps/s" if pace < 1 else f"{pace:.1f} s/step"
+    line = f"{stage.name} {step + 1:4d}/{stage.steps}  {rate}  ETA {left // 60}:{left % 60:02d}"
+    if stage.weights is None:
+        return f"{line}  loss {metrics['loss']:.3f}"
+    turns = range(1, len(stage.weights) + 1)
+    line += f"  reward {metrics['reward']:+.2f}"
+    line += "  acc " + " -> ".join(f"{100 * metrics[f'acc_t{k}']:.0f}%" for k in turns)
+    line += f"  changed {100 * metrics['change_rate']:.0f}%"
+    line += "  KL " + " ".join(f"{metrics[f'kl_t{k}']:.2f}" for k in turns)
+    for name in ("truncated", "unparsable", "timeout"):
+        if metrics.get(name, 0) >= 0.005:
+            line += f"  {name} {100 * metrics[name]:.0f}%"
+    return line + ("  (all advantages are 0: only the KL acts)" if metrics["no_signal"] else "")
+
+
+def transcript(problem: Problem, texts: list[str], correct: list[bool]) -> str:
+    """A dialogue for people to read: one line if its texts are short, else a paragraph for each turn."""
+    attempts = [(text, "(right)" if ok else "(wrong)") for text, ok in zip(texts, correct, strict=True)]
+    everything = problem.prompt + "".join(texts)
+    if len(everything) < 200 and "\n" not in everything:
+        return f"{problem.prompt:>12}   " + "   ".join(f"{text} {verdict}" for text, verdict in attempts)
+    turns = [f"--- attempt {k} {verdict}\n{text}" for k, (text, verdict) in enumerate(attempts, 1)]
+    return "\n".join([f"--- problem\n{problem.prompt}", *turns, "---"])

@@ -1,0 +1,72 @@
+"""What bounds the memory of an update: chunks of logits and micro-batches. Neither changes the gradient."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from engine.processes import gather
+
+LOGITS_AT_ONCE = 2**24  # numbers in a chunk of logits: 64 MiB in float32. A toy batch is one chunk
+
+
+class Scores(torch.autograd.Function):
+    """Log-prob of the target, KL(policy || reference) and entropy [n] of each row of logits [n, V], and the
+    gradient of the first two. Written out, it keeps two tensors of the logits' size for the backward pass,
+    and autograd four.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, reference_logits: Tensor, targets: Tensor):
+        log_probs = F.log_softmax(logits, dim=-1)
+        ratio = F.log_softmax(reference_logits, dim=-1).sub_(log_probs).neg_()  # log(p / q)
+        probs = log_probs.exp()
+        kl = torch.linalg.vecdot(probs, ratio)
+        entropy = -torch.linalg.vecdot(probs, log_probs)
+        ctx.save_for_backward(probs, ratio, kl, targets)
+        ctx.mark_non_differentiable(entropy)
+        return log_probs.gather(1, targets[:, None])[:, 0], kl, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, for_log_prob: Tensor, for_kl: Tensor, _):
+        """d log p_t / d logit_v = [v = t] - p_v   and   d KL / d logit_v = p_v (log(p_v / q_v) - KL)."""
+        probs, ratio, kl, targets = ctx.saved_tensors
+        grad = (ratio - kl[:, None]).mul_(for_kl[:, None]).sub_(for_log_prob[:, None]).mul_(probs)
+        return grad.scatter_add_(1, targets[:, None], for_log_prob[:, None]), None, None
+
+
+def in_chunks(score, vocab_size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same as `score(*tensors)`, a tuple of tensors [N], computed for a few of the N rows at a time.
+
+    Each chunk has so few rows that its logits [n, V] have at most LOGITS_AT_ONCE numbers. With several chunks
+    the logits are not kept for the backward pass but computed again there.
+    """
+    size = max(1, LOGITS_AT_ONCE // vocab_size)
+    if len(tensors[0]) <= size:
+        return score(*tensors)
+    chunks = zip(*(t.split(size) for t in tensors), strict=True)
+    parts = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def micro_batches(batch: dict[str, Tensor], size: int, sharded: bool = False) -> list[dict[str, Tensor]]:
+    """The batch in micro-batches of `size` rows of similar length, each as wide as its longest row needs.
+
+    `batch` has `ids` [B, T], `masks` [B, K, T] and maybe more tensors [B, ...]. With `sharded` every process
+    returns equally many: FSDP needs the same number of forward passes everywhere, so processes with fewer
+    micro-batches add empty ones, whose masks are all False.
+    """
+    is_sampled = batch["masks"].any(1)  # [B, T]
+    positions = torch.arange(1, is_sampled.shape[1] + 1, device=is_sampled.device)
+    lengths = (is_sampled * positions).amax(1)  # [B] up to the last sampled token
+    micros = []
+    for rows in lengths.argsort(stable=True).split(size):
+        width = int(lengths[rows].max())
+        part = {name: t[rows] for name, t in batch.items()}
+        micros.append(part | {"ids": part["ids"][:, :width], "masks": part["masks"][:, :, :width]})
+    if sharded:
+        empty = micros[0] | {"masks": torch.zeros_like(micros[0]["masks"])}
+        micros += [empty] * (max(gather(len(micros))) - len(micros))
+    return micros

@@ -1,0 +1,82 @@
+"""The optimizers: Muon or AdamW, in float32 whatever the model's precision."""
+
+import torch
+from torch import Tensor
+
+from engine.processes import sum_gradients
+from engine.sharding import shard_optimizer_state
+from model import GPT
+
+
+class Learner:
+    """The weights that learn, by name, and the optimizers of the current stage."""
+
+    def __init__(self, model: GPT, masters: dict[str, Tensor]):
+        self.model, self.masters, self.optimizers = model, masters, []
+
+    def start_stage(self, c, saved: list[dict] | None) -> None:
+        """Fresh optimizers, or with `saved` those of a stopped run."""
+        self.optimizers = make_optimizers(c, self.masters)
+        for optimizer, state in zip(self.optimizers, saved or (), strict=saved is not None):
+            optimizer.load_state_dict(shard_optimizer_state(state, optimizer))
+
+    def gradient_norm(self, max_norm: float) -> float:
+        """Adds up the gradients of all processes and clips them; returns their norm before clipping."""
+        sum_gradients(list(self.masters.values()))
+        return torch.nn.utils.clip_grad_norm_(self.masters.values(), max_norm).item()
+
+    def step(self, lr: float) -> None:
+        """One update of the weights from their gradients, which are then cleared."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["share"]
+            optimizer.step()
+            optimizer.zero_grad()
+        copy_masters(self.model, self.masters)
+
+
+def make_optimizers(c, masters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks and AdamW for all else, or AdamW alone.
+
+    Each parameter group has a `share`: the part of the learning rate at which it learns.
+    """
+    muon, rest, optimizers = [], [], []
+    for name, p in masters.items():
+        (muon if c.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2 else rest).append(p)
+    if rest:
+        fused = True if rest[0].is_cuda else None  # None: torch chooses
+        optimizers.append(torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=fused))
+        optimizers[-1].param_groups[0]["share"] = c.adam_share if muon else 1.0
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=0.0, momentum=0.95, weight_decay=0.0))
+        optimizers[-1].param_groups[0]["share"] = 1.0
+    return optimizers
+
+
+def master_weights(model: GPT, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that learn, by name: the model's own or, for those of a lower precision, float32 copies.
+
+    In bfloat16 an update with a learning rate such as 5e-6 is less than half a rounding step of most weights
+    and would be lost. The copies also collect the gradients, so that micro-batches add up in float32. `saved`
+    has the copies of a stopped run.
+    """
+    masters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, p in masters.items():
+        if p.dtype != torch.float32:
+            master = saved.get(name, p.detach()).to(p.device, torch.float32, copy=True).requires_grad_()
+
+            def collect(p, master=master):
+                master.grad = p.grad.float() if master.grad is None else master.grad + p.grad
+                p.grad = None
+
+            p.register_post_accumulate_grad_hook(collect)
+            masters[name] = master
+    return masters
+
+
+@torch.no_grad()
+def copy_masters(model: GPT, masters: dict[str, Tensor]) -> None:
+    """Rounds the float32 copies back into the model after an update."""
+    for name, p in model.named_parameters():
+        if name in masters and masters[name] is not p:
+            p.copy_(masters[name])

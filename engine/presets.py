@@ -1,0 +1,34 @@
+"""Presets: sets of settings for `--preset=NAME`. Single settings on the command line override them."""
+
+# Table 5 of the paper. The paper does not say how the steps are divided between the stages (here: half and
+# half), how long an attempt may be, or whether a batch counts problems or samples. GSM8K is not in the table:
+# it gets MATH's values.
+PAPER = dict(
+    optimizer="adamw", temperature=1.0, alpha=10.0, beta1=0.01, stage2_beta=0.01, dtype="bfloat16",
+    recompute=True, sample_batch=128, micro_batch=8, max_new=1024, log_every=1, show_every=50, eval_n=500,
+)  # fmt: skip
+PAPER_MATH = PAPER | dict(
+    lr=5e-6, stage2_lr=5e-6, batch=512, beta2=0.1, stage1_steps=1500, stage2_steps=1500
+)  # fmt: skip
+PAPER_CODE = PAPER | dict(
+    lr=1e-5, stage2_lr=1e-5, batch=128, beta2=0.25, stage1_steps=750, stage2_steps=750, max_new=512
+)  # fmt: skip
+PLAIN_RL = dict(stage1_steps=0, stage2_steps=310, stage2_lr=0.005, alpha=0.0, stage2_beta=0.01)
+
+PRESETS = {
+    "smoke": dict(
+        name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10,
+        stage2_steps=10, batch=64, micro_batch=64, eval_n=50, log_every=5, show_every=10,
+    ),
+    "plain": PLAIN_RL | dict(name="plain"),
+    "single": PLAIN_RL | dict(name="single", stage2_weight2=0.0),
+    "countdown": dict(name="countdown", task="countdown", size=12),
+    "gsm8k": PAPER_MATH | dict(name="gsm8k", task="gsm8k", max_new=512),
+    "math": PAPER_MATH | dict(name="math", task="math"),
+    "mbpp": PAPER_CODE | dict(name="mbpp", task="mbpp"),
+    # GSM8K scaled down to one GPU. These values are not tuned.
+    "gsm8k-laptop": PAPER_MATH | dict(
+        name="gsm8k-laptop", task="gsm8k", lora=16, lr=1e-4, stage2_lr=1e-4, batch=64, sample_batch=64,
+        micro_batch=4, max_new=320, stage1_steps=100, stage2_steps=100, eval_n=200,
+    ),
+}  # fmt: skip

@@ -1,0 +1,96 @@
+"""Several processes, as torchrun starts them. Each is a "rank". With one process the functions here do
+nothing.
+
+Each rank has a model of its own, or with `shard` its part of one (engine/sharding.py). It samples and scores
+its share of the batch. What concerns the whole batch goes through the functions below.
+"""
+
+import os
+import signal
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def start_ranks() -> None:
+    """Joins the processes that torchrun started, if it did. Each takes a GPU of its own where there are any.
+
+    Rank 0 prints; the others print nothing.
+    """
+    if not dist.is_torchelastic_launched():
+        return
+    if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group()  # NCCL between GPUs, gloo between CPUs
+    stop = f"rank {rank()} stops: torchrun ends all processes when one has ended; go on with --resume"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop))
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once if there are several. In an orderly end gloo's threads abort now and then."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def lost_a_rank(error: RuntimeError) -> bool:
+    """Whether NCCL, gloo or torchrun's store report with this error that another process has ended."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def my_rows(n: int) -> range:
+    """This rank's share of n rows. The shares of all ranks, in order, are the rows of a single process."""
+    return range(n * rank() // ranks(), n * (rank() + 1) // ranks())
+
+
+def gather(value) -> list:
+    """Every rank's value, in the order of the ranks. Values are small Python objects. Waits for all ranks."""
+    values = [value] * ranks()
+    if ranks() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(*tensors: Tensor) -> list[Tensor]:
+    """Each tensor [b, ...] with the rows of all ranks [B, ...], in the order of `my_rows`."""
+    if ranks() == 1:
+        return list(tensors)
+    parts = gather([t.tolist() for t in tensors])
+    joined = []
+    for i, t in enumerate(tensors):
+        rows = [row for part in parts for row in part[i]]
+        joined.append(torch.tensor(rows, dtype=t.dtype, device=t.device))
+    return joined
+
+
+def add_up(values: dict[str, float]) -> dict[str, float]:
+    """The sum over all ranks of each value."""
+    parts = gather(values)
+    return {name: sum(part[name] for part in parts) for name in values}
+
+
+def sum_gradients(weights: list[Tensor]) -> None:
+    """Adds up the ranks' gradients in place. The losses are divided by the whole batch, so the sum is its
+    gradient.
+
+    All ranks get the same bits, so their weights stay equal. The gradients of a sharded model are summed
+    already. We don't use DDP: it hooks `forward`, while we call `hidden` and `head`, and it reduces in the
+    precision of the weights, while these gradients are float32. DDP would overlap the exchange with the
+    backward pass; here the exchange comes after it.
+    """
+    for weight in weights:
+        if ranks() > 1 and not hasattr(weight, "full_tensor"):
+            dist.all_reduce(weight.grad)

@@ -1,0 +1,135 @@
+"""The report of a run: tables of the metrics, report.md, and pictures where matplotlib is installed."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from engine.log import transcript
+
+COLUMNS = {
+    "acc_t1": "Acc@t1",
+    "acc_t2": "Acc@t2",
+    "delta": "Δ",
+    "i_to_c": "i→c",
+    "c_to_i": "c→i",
+    "fix_rate": "fix rate",
+    "change_rate": "changed",
+}
+UNJUDGED = ("truncated", "unparsable", "timeout")
+
+
+def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
+    """Writes results.json, report.md and the pictures. `results`: each checkpoint's metrics, by name."""
+    (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n", encoding="utf-8")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    try:
+        from experiments.pictures import draw
+
+        pictures = draw(folder, rows, results)
+    except ImportError:
+        pictures = []
+        print("no pictures: pip install -e .[plots] brings matplotlib")
+    minutes = rows[-1]["seconds"] / 60 if rows else 0
+    text = report_text(c, results, minutes, transcripts, pictures)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+
+
+def report_text(c, results: dict, minutes: float, transcripts: list, pictures: list[str]) -> str:
+    last = list(results)[-1]
+    changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
+    accuracies = {name: [f"{100 * a:.1f}" for a in r["greedy"]["acc"]] for name, r in results.items()}
+    attempts = [str(k + 1) for k in range(len(accuracies[last]))]
+    n = results[last]["greedy"]["n"]
+    lines = [
+        f"# {c.name}: {c.task}, {'' if c.test_data else f'size {c.size}, '}seed {c.seed}",
+        "",
+        f"Settings other than the defaults: {changed or 'none'}. Training took {minutes:.1f} minutes.",
+        "",
+        f"Percent of {n} held-out problems ± standard error. Greedy, or sampled at temperature 1.",
+        "",
+        table(results),
+        "",
+        "## Accuracy after each attempt (greedy)",
+        "",
+        markdown(["checkpoint", *attempts], [[name, *cells] for name, cells in accuracies.items()]),
+        "",
+        "## Does turn 2 read turn 1?",
+        "",
+        "Accuracy of turn 2 on problems with a wrong first attempt, by what stands in the place of that",
+        "attempt: the model's own attempt, its attempt at another problem and, where the task can make them,",
+        "an unrelated wrong attempt, a near miss, the right attempt, and its own attempt with a true check.",
+        "`true_checks` is the share of its own wrong attempts whose check is true. `drift` is the KL of the",
+        "first attempt to the base's, in nats.",
+        "",
+        swap_table(results),
+        "",
+    ]
+    if c.test_data:
+        rows = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in UNJUDGED)] for name, r in results.items()]
+        title = "## Attempts that could not be judged (greedy, percent)"
+        lines += [title, "", markdown(["checkpoint", *UNJUDGED], rows), ""]
+    lines += [f"![{Path(p).stem.replace('_', ' ')}]({p})" for p in pictures]
+    fence = "~~~~"  # code in an attempt may have a fence of its own
+    lines += ["", f"## Transcripts of {last}", "", fence, *(transcript(*t) for t in transcripts[:10]), fence]
+    return "\n".join(lines) + "\n"
+
+
+def table(results: dict) -> str:
+    """Markdown: the metrics of each checkpoint in percent ± one standard error."""
+    rows = []
+    for name, result in results.items():
+        for decoding in ("greedy", "sampled"):
+            m = result[decoding]
+            cells = []
+            for k in COLUMNS:
+                sign = "+" if k == "delta" else ""
+                cells.append(f"{100 * m[k]:{sign}.1f} ± {100 * m['se'][k]:.1f}")
+            rows.append([name, decoding, *cells])
+    return markdown(["checkpoint", "decoding", *COLUMNS.values()], rows)
+
+
+def swap_table(results: dict) -> str:
+    swaps = {name: result["swap"]["wrong_first"] for name, result in results.items()}
+    kinds = [kind for kind in swaps[list(results)[-1]] if kind != "n"]
+    rows = []
+    for name, swap in swaps.items():
+        drift = f"{results[name]['drift_kl']:.2f}"
+        rows.append([name, str(swap["n"]), *(f"{100 * swap[kind]:.1f}" for kind in kinds), drift])
+    return markdown(["checkpoint", "n", *kinds, "drift"], rows)
+
+
+def metrics_text(metrics: dict, from_file: bool) -> str:
+    """The metrics of one checkpoint, a line each. `from_file`: show what could not be judged, too."""
+    lines = []
+    for name in COLUMNS:
+        if name in metrics:
+            error = f" ± {100 * metrics['se'][name]:.1f}" if "se" in metrics else ""
+            lines.append(f"{COLUMNS[name]:>10} {100 * metrics[name]:6.1f}{error} %")
+    if from_file:
+        lines.append(" ".join(f"{name} {100 * metrics[name]:.1f} %" for name in UNJUDGED))
+    accuracies = " ".join(f"{100 * a:.1f}" for a in metrics["acc"])
+    lines.append(f"accuracy after each attempt: {accuracies} %  (n = {metrics['n']})")
+    return "\n".join(lines)
+
+
+def save_transcripts(path: str, transcripts: list) -> None:
+    """Writes (problem, texts, correct) as JSONL, which `eval.py --repair` reads."""
+    rows = [
+        {"prompt": problem.prompt, "answer": problem.answer, "attempts": texts, "right": correct}
+        for problem, texts, correct in transcripts
+    ]
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def without_nan(value):
+    """The same with None in the place of each NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

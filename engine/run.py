@@ -1,0 +1,182 @@
+"""A run from its first step to its last: its parts, what it writes, and where a stopped one goes on."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from data import held_out_problems
+from data.demonstrations import read_traces
+from engine.build import check_lengths, load_model, make_environment, make_model, pick_device
+from engine.checkpoints import checkpoint_of, load, save
+from engine.log import log_step
+from engine.lora import add_lora, without_lora
+from engine.optim import Learner, master_weights
+from engine.options import require
+from engine.processes import rank, ranks
+from engine.settings import Settings, config_from
+from engine.sharding import shard, unsharded
+from model import GPT
+
+
+class Run:
+    """What a run carries from step to step, apart from the algorithm.
+
+    `state` is the content of last.pt, or {} for a new run. `stages` are all that the run goes through.
+    """
+
+    def __init__(self, c: Settings, state: dict, stages: list):
+        self.c, self.state, self.stages = c, state, stages
+        self.folder, self.device = Path(c.out) / c.name, pick_device(c.device)
+        self.env = make_environment(c)
+        self.traces = read_traces(c, self.env) if c.imitate else []
+        if c.report:  # a ValueError now rather than after the training
+            held_out_problems(self.env.task, c.size, c.seed, c.eval_n, c.test_data)
+        check_ranks(c, self.device)
+        self.policy = start_or_resume(c, state, self.folder, self.device, self.env)
+        self.learner = Learner(self.policy, master_weights(self.policy, state.get("model", {})))
+        self.started = time.time() - state.get("seconds", 0.0)
+        if not state:
+            self.save_state(0, 0, [])
+            (self.folder / "metrics.jsonl").touch()
+
+    def stages_left(self) -> list[tuple[int, object]]:
+        return list(enumerate(self.stages))[self.state.get("stage", 0) :]
+
+    def start_stage(self, index: int, stage) -> GPT | None:
+        """Makes fresh optimizers, or a stopped run's. Returns the reference policy, None for a supervised
+        stage.
+        """
+        resumed = index == self.state.get("stage") and self.state["step"] > 0
+        self.first_step, self.stage_started = self.state["step"] if resumed else 0, time.time()
+        self.learner.start_stage(self.c, self.state["optimizers"] if resumed else None)
+        if stage.weights is None:
+            return None
+        return load_reference(self.c, stage, self.folder, self.device, self.policy)
+
+    def steps_left(self, stage) -> range:
+        return range(self.first_step, stage.steps)
+
+    def update(self, stage, step: int, lr: float, loss: float) -> float:
+        """The optimizers' step; returns the gradient's norm. FloatingPointError if that or the loss is no
+        number.
+        """
+        norm = self.learner.gradient_norm(self.c.max_grad_norm)
+        if not math.isfinite(loss + norm):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step + 1} of {stage.name}: lower the learning rate; "
+                f"the last good state is {self.folder}/last.pt"
+            )
+        self.learner.step(lr)
+        return norm
+
+    def log_and_save(self, index: int, stage, step: int, metrics: dict, example) -> None:
+        pace = (time.time() - self.stage_started) / (step + 1 - self.first_step)
+        log_step(self.c, self.folder, stage, step, metrics, time.time() - self.started, pace, example)
+        if self.c.keep_every and (step + 1) % self.c.keep_every == 0:
+            save(self.folder / f"{stage.name}-{step + 1}.pt", checkpoint_of(self.c, unsharded(self.policy)))
+        if (step + 1) % self.c.save_every == 0 and step + 1 < stage.steps:
+            self.save_state(index, step + 1, self.learner.optimizers)
+
+    def end_stage(self, index: int, stage) -> None:
+        save(self.folder / f"{stage.name}.pt", checkpoint_of(self.c, unsharded(self.policy)))
+        self.save_state(index + 1, 0, [])
+
+    def save_state(self, stage: int, step: int, optimizers: list) -> None:
+        """Writes last.pt: all that the run needs to go on. Every step seeds its own generators, so none is
+        saved.
+        """
+        progress = {"stage": stage, "step": step, "seconds": time.time() - self.started}
+        progress["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+        save(self.folder / "last.pt", checkpoint_of(self.c, self.policy, self.learner.masters) | progress)
+
+
+def start_or_resume(c: Settings, state: dict, folder: Path, device: torch.device, env) -> GPT:
+    """The policy to start with, or that of a stopped run. A run with `init` writes its base.pt here."""
+    home = torch.device("cpu") if c.shard else device  # a model that is sharded need not fit on one device
+    torch.manual_seed(c.seed)
+    if state:
+        policy = load_model(folder / "last.pt", home)[0]
+    else:
+        policy = make_model(c, env.tokenizer.vocab_size, home)
+        if c.train_data:
+            check_lengths(c, env, policy.config.max_len)
+        if c.lora:
+            add_lora(policy, c.lora)
+        if c.init:
+            save(folder / "base.pt", checkpoint_of(c, policy, {}))
+    policy.recompute = c.recompute
+    if c.shard:
+        shard(policy, device, state.get("model", {}))
+    return policy
+
+
+def load_reference(c: Settings, stage, folder: Path, device: torch.device, policy: GPT) -> GPT:
+    """The policy that the stage's KL is measured against. With LoRA: the policy without adapters."""
+    if c.lora and stage.reference == "base":
+        return without_lora(policy)
+    home = torch.device("cpu") if c.shard else device
+    reference = load_model(folder / f"{stage.reference}.pt", home)[0].requires_grad_(False)
+    if c.shard:
+        shard(reference, device)
+    return reference
+
+
+def check_ranks(c: Settings, device: torch.device) -> None:
+    """ValueError for what several processes can't do."""
+    if ranks() == 1:
+        return
+    rows, gpus = c.batch if c.init else min(c.batch, c.base_batch // 5), torch.cuda.device_count()
+    few = f"{rows} rows (--batch, or 1/5 of --base_batch) are too few for {ranks()} processes: one each"
+    require(rows >= ranks(), few)
+    require(device.type != "mps", "several processes need CUDA or --device=cpu: MPS can't sum gradients")
+    enough = device.type == "cpu" or int(os.environ["LOCAL_RANK"]) < gpus
+    require(enough, f"only {gpus} GPUs here: lower --nproc_per_node")
+
+
+# ---------------------------------------------------------------------------------- the run's folder
+
+
+def open_run(c: Settings, resume: str, stages_of) -> tuple[Settings, dict]:
+    """A new run's config and {}, its folder made; or with `resume` the config and state of that folder's run.
+
+    `stages_of(c)` gives the run's stages. ValueError if a run would be overwritten or a named file is
+    missing.
+    """
+    if not resume:
+        return new_run(c), {}
+    folder = Path(resume).resolve()
+    state = load(folder / "last.pt")
+    here = {"out": str(folder.parent), "name": folder.name}  # the folder may have been moved or renamed
+    c = config_from(type(c), state["config"] | here, folder / "last.pt")
+    done = sum(stage.steps for stage in stages_of(c)[: state["stage"]]) + state["step"]
+    if rank() == 0:
+        metrics = folder / "metrics.jsonl"
+        rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        metrics.write_text("".join(rows[:done]), encoding="utf-8")  # what comes after last.pt is done again
+    return c, state
+
+
+def new_run(c: Settings) -> Settings:
+    """Makes the run's folder. Paths in the returned config are absolute: they hold in any folder."""
+    names = [name for name in ("init", "imitate", "train_data", "test_data", "tokenizer") if getattr(c, name)]
+    files = {name: Path(getattr(c, name)) for name in names}
+    if c.init and not files["init"].exists():
+        raise ValueError(f"no {c.init}: --init takes a .pt file or a Hugging Face folder (engine/README.md)")
+    if c.tokenizer and not files["tokenizer"].is_dir():
+        del files["tokenizer"]  # it is the name of one of tiktoken's
+    c = dataclasses.replace(c, **{name: str(path.resolve()) for name, path in files.items()})
+    folder = Path(c.out) / c.name
+    if (folder / "metrics.jsonl").exists():
+        raise ValueError(
+            f"{folder} holds a run: --resume={folder} goes on with it, --name=... starts another beside it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank() == 0:
+        config = json.dumps(dataclasses.asdict(c), indent=1)
+        (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    return c

@@ -1,0 +1,145 @@
+"""The settings that are not SCoRe's own: task, model, base, memory, files. SCoRe's are in train.py."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from data import load_task
+from engine.options import check_values, option, parse_options, require
+from engine.presets import PRESETS
+
+
+@dataclass
+class TaskSettings:
+    """the task and the model"""
+
+    task: str = option(
+        "division", "division, countdown, addition, multiplication, gsm8k, math, mbpp or yours"
+    )
+    size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1)
+    train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
+    test_data: str = option("", "file of held-out problems; training problems that are in it are left out")
+    n_layer: int = option(3, "transformer blocks; fewer are quicker but may not learn the checks", 1)
+    n_head: int = option(4, "attention heads", 1)
+    dim: int = option(128, "width; the default model has 0.7 M parameters", 1)
+    init: str = option("", "start from this base: a .pt file or the folder of a Hugging Face checkpoint")
+    tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if the --init folder has none")
+
+
+@dataclass
+class BaseSettings:
+    """the base model: supervised training before the two stages"""
+
+    base_steps: int = option(700, "steps; with fewer its checks are not true: nothing to correct by", 1)
+    base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1)
+    base_lr: float = option(0.02, "learning rate; with --optimizer=adamw take a tenth of every learning rate")
+    right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
+    copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
+    right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
+    own_from: float = option(0.3, "after this part of the steps, wrong first attempts are its own", 0, 1)
+    imitate: str = option("", "JSONL of dialogues (prompt, attempts): the last attempt is imitated before RL")
+    imitate_steps: int = option(100, "steps on that file, `batch` dialogues each, at learning rate `lr`", 1)
+
+
+@dataclass
+class LearningSettings:
+    """memory and precision"""
+
+    optimizer: str = option("muon", "muon (adamw beside it) or adamw alone", choices=("muon", "adamw"))
+    adam_share: float = option(0.1, "beside Muon, AdamW learns at this share of the learning rate")
+    sample_batch: int = option(256, "dialogues sampled together; bounds the memory of keys and values", 1)
+    micro_batch: int = option(32, "rows of a forward pass; 32 suits a CPU's cache; same gradient", 1)
+    dtype: str = option("float32", "of the model; what learns is float32", choices=("float32", "bfloat16"))
+    lora: int = option(0, "rank of adapters that learn in place of the weights; 0: all weights learn", 0)
+    recompute: bool = option(False, "compute the blocks again in the backward pass: less memory, more time")
+    shard: bool = option(False, "with torchrun: each process keeps only its share of the weights")
+
+
+@dataclass
+class RunSettings:
+    """the run: what is shown and kept"""
+
+    name: str = option("default", "the run writes into <out>/<name>/")
+    out: str = option("out", "folder of all runs")
+    seed: int = option(0, "decides problems, their split, initial weights and all sampling")
+    device: str = option("auto", "auto takes CUDA, then Apple MPS, then CPU")
+    log_every: int = option(10, "steps between progress lines", 1)
+    show_every: int = option(100, "steps between transcripts", 1)
+    save_every: int = option(25, "steps between two writes of last.pt, from which a stopped run goes on", 1)
+    keep_every: int = option(0, "steps between checkpoints that stay; 0 keeps only the ends of stages", 0)
+    eval_n: int = option(2000, "held-out problems of the report", 1)
+    report: bool = option(True, "evaluate the checkpoints and write report.md at the end")
+
+
+@dataclass
+class Settings(TaskSettings, BaseSettings, LearningSettings, RunSettings):
+    """all settings but SCoRe's own"""
+
+    def __post_init__(self):
+        """One-line ValueErrors for values that can't work. Each names its mend."""
+        check_values(self)
+        both, heads = self.copy + self.right, 2 * self.n_head
+        require(both <= 1, f"copy + right = {both:g} exceeds 1: lower one of them")
+        require(self.dim % heads == 0, f"dim={self.dim} must be a multiple of 2 * n_head={heads}")
+        require(not set(self.name) & set("/\\"), f"name={self.name!r} is a path: use --out for the folder")
+        require(not self.lora or self.init, "lora adapts a model that exists: name one with --init")
+        require(not self.shard or self.optimizer == "adamw", "shard needs optimizer=adamw (not muon)")
+        require(not self.shard or not self.lora, "shard needs lora=0")
+        if hasattr(load_task(self.task), "read"):
+            files = "--init=FOLDER (a pretrained model), --train_data=FILE and --test_data=FILE"
+            complete = self.init and self.train_data and self.test_data
+            require(complete, f"task={self.task} needs {files}")
+        else:
+            files = self.train_data or self.test_data
+            require(not files, f"task={self.task} draws its problems: leave out --train_data and --test_data")
+
+
+@dataclass
+class EvalOptions:
+    """what to evaluate, and how"""
+
+    n: int = option(None, "held-out problems (default: the run's eval_n)", 1)
+    turns: int = option(2, "attempts at each problem", 1)
+    temperature: float = option(0.0, "0 is greedy, as in the paper", 0)
+    max_new: int = option(None, "longest attempt in tokens (default: the run's)", 1)
+    feedback: bool = option(False, "ask the model to judge each attempt before the next one (Self-Refine)")
+    task: str = option(None, "another task than the run's, e.g. humaneval for a model trained on mbpp")
+    test_data: str = option(None, "another file of problems; rows with `attempt` are for offline repair")
+    repair: str = option(None, "offline repair: turn 2 on the wrong first attempts of a file made by --save")
+    problem: str = option(None, "a problem of your own, e.g. 8742/6")
+    show: int = option(0, "number of transcripts to print", 0)
+    json: bool = option(False, "print the metrics as JSON")
+    save: str = option(None, "write the transcripts into this file, one JSON object a line")
+    export: str = option(None, "write the model, adapters merged, into this folder as Hugging Face has it")
+    device: str = option("auto", "auto, cpu, mps or cuda")
+
+    def __post_init__(self):
+        check_values(self)
+
+
+def parse_args(argv: list[str], Config: type, description: str) -> tuple[Settings, str]:
+    """The Config of the command line, and the folder to resume ("" for none). Overrides are printed.
+
+    ValueError names the mend of a bad word.
+    """
+    presets = []
+    for name, values in PRESETS.items():
+        presets.append(f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items()))
+    other = {
+        "--preset": dict(choices=PRESETS, metavar="NAME", help="start from a set of settings, listed below"),
+        "--resume": dict(metavar="FOLDER", help="go on with the stopped run in this folder"),
+    }
+    given = parse_options(Config, argv, description, "\n".join(["presets:", *presets]), **other)
+    resume, preset = given.pop("resume", ""), given.pop("preset", "")
+    alone = not (given or preset)
+    require(not resume or alone, "--resume goes on with the settings of the stopped run: give no others")
+    for key, value in given.items():
+        print(f"{key} = {value!r}")
+    return Config(**{**PRESETS.get(preset, {}), **given}), resume
+
+
+def config_from(Config: type, values: dict, path) -> Settings:
+    """The Config of a checkpoint. ValueError if its settings are not those of this version of the project."""
+    names = {field.name for field in dataclasses.fields(Config)}
+    other = sorted(names ^ values.keys())
+    require(not other, f"{path} is of another version of this project (setting {other[:1]}): train it anew")
+    return Config(**values)

@@ -1,0 +1,77 @@
+"""The supervised stages: the base model from demonstrations, and dialogues to imitate (STaR, Pair-SFT)."""
+
+from random import Random
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from data import Environment, seeded
+from data.demonstrations import demonstration
+from engine.memory import in_chunks
+from engine.processes import gather, my_rows
+from engine.sampling import sample_many, training_generator
+from engine.sharding import unsharded
+from model import GPT
+from rollout import right_pad
+
+
+def supervised_loss(model: GPT, batch: dict, tokens: int) -> Tensor:
+    """Cross-entropy over the taught tokens. `tokens` is their number in the whole batch: micro-batches add
+    up.
+    """
+    mask = batch["masks"][:, 0, 1:]
+    hidden, targets = model.hidden(batch["ids"][:, :-1])[mask], batch["ids"][:, 1:][mask]  # [N, C], [N]
+
+    def score(hidden, targets):
+        return (F.cross_entropy(model.head(hidden).float(), targets, reduction="none"),)
+
+    return in_chunks(score, model.config.vocab_size, hidden, targets)[0].sum() / tokens
+
+
+def supervised_batch(
+    c, stage_name: str, step: int, env: Environment, model: GPT, traces: list
+) -> tuple[dict, int]:
+    """This process's share of a step's dialogues, and the number of taught tokens in the whole batch.
+
+    The batch has `ids` [B, T] and `masks` [B, 1, T], which say what tokens are taught. `traces` are the
+    dialogues to imitate, each (ids, taught).
+    """
+    if stage_name == "imitate":
+        drawn = Random(seeded(c.seed, "imitate", step)).choices(traces, k=c.batch)
+        dialogues = [drawn[i] for i in my_rows(c.batch)]
+    else:
+        dialogues = demonstrations(c, env, model, step)
+    device = model.embed.weight.device
+    ids, _ = right_pad([ids for ids, _ in dialogues], 0, device)
+    taught, _ = right_pad([[int(t) for t in taught] for _, taught in dialogues], 0, device)
+    batch = {"ids": ids, "masks": taught.bool()[:, None]}
+    return batch, sum(gather(int(batch["masks"][:, :, 1:].sum())))
+
+
+def demonstrations(c, env: Environment, model: GPT, step: int) -> list[tuple[list[int], list[bool]]]:
+    """This process's share of the base's dialogues of one step, each (ids, taught)."""
+    turns = demonstration_turns(step)
+    mine = my_rows(max(1, c.base_batch * 2 // turns))  # longer dialogues, fewer of them
+    problems = [env.problem(step * c.base_batch + i) for i in mine]
+    attempts = [None] * len(problems)
+    if turns == 2 and step >= c.own_from * c.base_steps:
+        generator = training_generator(model, c.seed, "own", step)
+        prompts = env.prompts(problems)
+        sampled = sample_many(unsharded(model), env, prompts, [], c, c.temperature, generator)
+        attempts = [texts[0] for texts in sampled.texts]
+    dialogues, shares = [], (c.right_first, c.copy, c.right)
+    for i, problem, attempt in zip(mine, problems, attempts, strict=True):
+        rng = Random(seeded(c.seed, "demo", step, i))
+        dialogues.append(demonstration(env.task, env.tokenizer, problem, rng, turns, *shares, attempt))
+    return dialogues
+
+
+def demonstration_turns(step: int) -> int:
+    """Two turns, but in one batch of sixteen five and in another ten, so that turns 3, 4, ... are not
+    foreign.
+    """
+    if step % 16 == 7:
+        return 5
+    if step % 16 == 15:
+        return 10
+    return 2
