@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.onednn import Linear
-
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -117,16 +115,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def make_norm(config: GPTConfig, dim: int) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(dim, eps=config.norm_eps, bias=config.bias)
-    return RMSNorm(dim, eps=config.norm_eps)
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's own, which leaves its fast path if the weight is of another type than x, as it is under
-    autocast.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+    return nn.RMSNorm(dim, eps=config.norm_eps)
 
 
 class Attention(nn.Module):
@@ -134,11 +123,11 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         self.q_dim, self.kv_dim = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-        self.qkv = Linear(config.dim, self.q_dim + 2 * self.kv_dim, bias=config.bias or config.qkv_bias)
-        self.out = Linear(self.q_dim, config.dim, bias=config.bias)
+        self.qkv = nn.Linear(config.dim, self.q_dim + 2 * self.kv_dim, bias=config.bias or config.qkv_bias)
+        self.out = nn.Linear(self.q_dim, config.dim, bias=config.bias)
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(self, x: Tensor, layer: int, positions: Tensor, angles, mask, cache) -> Tensor:
         c, (B, T, _) = self.config, x.shape
@@ -161,8 +150,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.gated = config.mlp == "swiglu"
-        self.up = Linear(config.dim, config.ffn_dim * (2 if self.gated else 1), bias=config.bias)
-        self.down = Linear(config.ffn_dim, config.dim, bias=config.bias)
+        self.up = nn.Linear(config.dim, config.ffn_dim * (2 if self.gated else 1), bias=config.bias)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -193,7 +182,7 @@ class GPT(nn.Module):
             self.position = nn.Embedding(config.max_len, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config, config.dim)
-        self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.embed.weight
         self.recompute = False  # True: blocks keep only their input and run again in the backward pass

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.lora import LoRALinear
-from engine.onednn import packed
 from model import GPT, Block, KVCache, rope
 
 
@@ -31,14 +29,14 @@ def fast_sample_turn(
     end of the turn all rows go back to their places.
     """
     (B, max_new), device = uniform.shape, hidden.device
-    step, head = decoder(model, cache)
+    step = decoder(model, cache)
     tokens = torch.full((B, max_new), end, device=device)
     log_probs = torch.zeros(B, max_new, device=device)
     has_ended = torch.zeros(B, dtype=torch.bool, device=device)
     places = torch.arange(B, device=device)
     uniform, order, n = uniform.clone(), places.clone(), B  # order[i] is the row that is at place i now
     for i in range(max_new):
-        token, log_probs[:n, i] = sample_token(head(hidden), temperature, uniform[:n, i])
+        token, log_probs[:n, i] = sample_token(model.head(hidden), temperature, uniform[:n, i])
         tokens[:n, i] = token
         has_ended[:n] |= token == end
         if i + 1 == max_new:
@@ -64,19 +62,17 @@ def fast_sample_turn(
     return tokens[back], log_probs[back]
 
 
-def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Two functions for one token a row: step(ids [n]) -> hidden [n, C], head(hidden [n, C]) -> logits [n,
-    V].
+def decoder(model: GPT, cache: KVCache) -> Callable[[Tensor], Tensor]:
+    """A function step(ids [n]) -> hidden [n, C] that does what `model.hidden` does for one token a row.
 
-    `step` does what `model.hidden` does, up to rounding. It continues the first n rows of the cache and
-    writes their new keys and values, but leaves the cache's `lengths` alone. Build a new decoder after every
-    optimizer step: parts of the weights are copied.
+    The two agree up to rounding. `step` continues the first n rows of the cache and writes their new keys and
+    values, but leaves the cache's `lengths` alone. Build a new decoder after every optimizer step: the
+    weights of the norms are copied.
     """
     c, table = model.config, model.embed.weight
     H, G, D = c.n_kv_head, c.n_head // c.n_kv_head, c.head_dim  # each of H keys is shared by G queries
     width, rows = cache.data.shape[4], cache.data.shape[2]
-    blocks = [prepared(block, rows) for block in model.blocks]
-    final, head = norm_of(model.norm), linear_of(model.lm_head, rows)
+    blocks, final = [prepared(block) for block in model.blocks], norm_of(model.norm)
     columns = torch.arange(width, device=table.device)
     start_of = torch.arange(rows * H, device=table.device).view(rows, H) * width  # where a head's keys begin
     if c.position == "rope":
@@ -116,25 +112,17 @@ def decoder(model: GPT, cache: KVCache) -> tuple[Callable[[Tensor], Tensor], Cal
                 x = x + down(F.gelu(h, approximate="tanh"))
         return final(x)
 
-    return step, head
+    return step
 
 
-def prepared(block: Block, rows: int) -> tuple[Callable[..., Tensor] | None, ...]:
+def prepared(block: Block) -> tuple[Callable[..., Tensor] | None, ...]:
     """The parts of a block as functions, in the order in which `step` calls them."""
     attn, mlp, qk_norm = block.attn, block.mlp, None
     if attn.config.qk_norm:  # the norms of q and k differ only in their weights, so one pass does both
         q_weight, k_weight = attn.q_norm.weight, attn.k_norm.weight
         weights = (q_weight.expand(attn.config.n_head, -1), k_weight.expand(attn.config.n_kv_head, -1))
         qk_norm = rms_norm(torch.cat(weights), attn.config.norm_eps)
-    qkv, out, up, down = (linear_of(layer, rows) for layer in (attn.qkv, attn.out, mlp.up, mlp.down))
-    return norm_of(block.attn_norm), qkv, qk_norm, out, norm_of(block.mlp_norm), up, down
-
-
-def linear_of(layer: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
-    product = packed(layer.weight, layer.bias, rows)
-    if isinstance(layer, LoRALinear):
-        return lambda x: product(x) + layer.update(x)
-    return product
+    return norm_of(block.attn_norm), attn.qkv, qk_norm, attn.out, norm_of(block.mlp_norm), mlp.up, mlp.down
 
 
 def norm_of(norm: nn.Module) -> Callable[[Tensor], Tensor]:

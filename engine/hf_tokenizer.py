@@ -117,9 +117,7 @@ def encoding(
         set(range(0xF5)) - {0xC0, 0xC1} - {byte_of[token] for token in single}
     )  # the others are in no UTF-8 text
     if missing:
-        raise ValueError(
-            f"tokenizer {name}: {len(missing)} bytes have no token, such as {min(missing)}"
-        )
+        raise ValueError(f"tokenizer {name}: {len(missing)} bytes have no token, such as {min(missing)}")
     return tiktoken.Encoding(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 

@@ -1,9 +1,9 @@
 """LoRA: small matrices beside the frozen weights learn in their place (Hu et al., arXiv 2106.09685)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.onednn import linear
 from model import GPT
 
 
@@ -21,10 +21,10 @@ class LoRALinear(nn.Module):
         nn.init.normal_(self.lora_a, std=in_dim**-0.5)
 
     def update(self, x: Tensor) -> Tensor:
-        return self.SCALE * linear(linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+        return self.SCALE * F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias) + self.update(x)
+        return F.linear(x, self.weight, self.bias) + self.update(x)
 
 
 def add_lora(model: GPT, rank: int) -> GPT:
