@@ -278,7 +278,7 @@ def train(c: Config, state: dict) -> None:
                 sums.update({"loss": loss.item(), **parts})
 
             # 3. The update: sum the gradients over the processes, clip, step.
-            metrics |= add_up(sums) | {"beta_t1": stage.betas[0]}
+            metrics |= add_up(sums)
             metrics["grad_norm"] = run.update(stage, step, learning_rate(stage, step), metrics["loss"])
 
             # 4. Show and save.

@@ -20,7 +20,6 @@ def rollout_metrics(rollout, correct, rewards, advantages, unjudged: dict, share
     return {
         **{f"acc_t{k + 1}": correct[:, k].float().mean().item() for k in range(correct.shape[1])},
         "reward": rewards.sum(1).mean().item(),
-        "advantage_t2": advantages[:, 1].abs().mean().item(),
         **add_up({name: value * share for name, value in means.items()}),
         "no_signal": bool((advantages == 0).all()),
     }
