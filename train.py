@@ -30,7 +30,7 @@ from data import Environment
 from engine import build
 from engine.cli import run_script
 from engine.log import rollout_metrics
-from engine.memory import Scores, in_chunks, micro_batches
+from engine.memory import in_chunks, micro_batches
 from engine.options import option, require
 from engine.processes import add_up, gather_rows, my_rows, rank, start_ranks
 from engine.run import Run, open_run
@@ -232,10 +232,16 @@ def token_scores(
     with torch.no_grad():
         reference_hidden = reference.hidden(inputs)[mask]
 
-    def score(hidden, reference_hidden, targets):
+    def score(hidden, reference_hidden, targets):  # [n, C], [n, C], [n]
         with torch.no_grad():
-            reference_logits = reference.head(reference_hidden).float() / temperature
-        return Scores.apply(model.head(hidden).float() / temperature, reference_logits, targets)
+            log_q = (reference.head(reference_hidden).float() / temperature).log_softmax(-1)  # [n, V]
+        log_p = (model.head(hidden).float() / temperature).log_softmax(-1)  # [n, V]
+        p = log_p.exp()
+        # "- p + q" adds up to 0. It makes the gradient exactly 0 where p = q, which rounding would miss; Muon
+        # and Adam make a full step of any gradient, however small.
+        kl = (p * (log_p - log_q) - p + log_q.exp()).sum(-1)
+        entropy = -(p * log_p).sum(-1).detach()
+        return log_p.gather(1, targets[:, None])[:, 0], kl, entropy
 
     return in_chunks(score, model.config.vocab_size, hidden, reference_hidden, targets)
 

@@ -1,40 +1,12 @@
 """What bounds the memory of an update: chunks of logits and micro-batches. Neither changes the gradient."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from engine.processes import gather
 
 LOGITS_AT_ONCE = 2**24  # numbers in a chunk of logits: 64 MiB in float32. A toy batch is one chunk
-
-
-class Scores(torch.autograd.Function):
-    """Log-prob of the target, KL(policy || reference) and entropy [n] of each row of logits [n, V], and the
-    gradient of the first two. Written out, it keeps two tensors of the logits' size for the backward pass,
-    and autograd four.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, reference_logits: Tensor, targets: Tensor):
-        log_probs = F.log_softmax(logits, dim=-1)
-        ratio = F.log_softmax(reference_logits, dim=-1).sub_(log_probs).neg_()  # log(p / q)
-        probs = log_probs.exp()
-        kl = torch.linalg.vecdot(probs, ratio)
-        entropy = -torch.linalg.vecdot(probs, log_probs)
-        ctx.save_for_backward(probs, ratio, kl, targets)
-        ctx.mark_non_differentiable(entropy)
-        return log_probs.gather(1, targets[:, None])[:, 0], kl, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, for_log_prob: Tensor, for_kl: Tensor, _):
-        """d log p_t / d logit_v = [v = t] - p_v   and   d KL / d logit_v = p_v (log(p_v / q_v) - KL)."""
-        probs, ratio, kl, targets = ctx.saved_tensors
-        grad = (ratio - kl[:, None]).mul_(for_kl[:, None]).sub_(for_log_prob[:, None]).mul_(probs)
-        return grad.scatter_add_(1, targets[:, None], for_log_prob[:, None]), None, None
 
 
 def in_chunks(score, vocab_size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
