@@ -17,10 +17,11 @@ r"""The checker of mathematics: finds the answer in a text and tells whether two
 """
 
 import functools
+import operator
 import re
 from collections.abc import Callable
 
-from data.checkers.math_values import Unreadable, Value, close, points, read_value, same_number, subtract
+from data.checkers.math_values import Unreadable, Value, close, lift, points, read_value, same_number
 
 LONGEST_TEXT, LONGEST_SENTENCE = 20_000, 2_000  # characters; of a longer text only the end is looked at
 
@@ -151,7 +152,7 @@ def same_items(a: Value, b: Value) -> bool:
 def same_equation(a: Value, b: Value) -> bool:
     """Whether the differences of the sides are proportional, as in y = 2x+1 and 4x-2y+2 = 0."""
     try:
-        pairs = points(subtract(*a.parts), subtract(*b.parts))
+        pairs = points(lift(operator.sub, *a.parts), lift(operator.sub, *b.parts))
     except Unreadable:
         return False
     pairs = [(x, y) for x, y in pairs if x is not None and y is not None]

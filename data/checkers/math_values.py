@@ -17,8 +17,7 @@ from fractions import Fraction
 from typing import NamedTuple
 from zlib import crc32
 
-LONGEST_ANSWER = 1_000  # characters
-MOST_TOKENS, DEEPEST, MOST_COMMANDS = 200, 20, 60  # of an answer: they limit the time and the recursion
+LONGEST_ANSWER, MOST_TOKENS, MOST_COMMANDS, DEEPEST = 1_000, 200, 60, 20  # limit the time and the recursion
 MOST_BITS = 1000  # of an exact number: 9^9^9^9 is not computed, and every exact number fits a float
 
 
@@ -82,10 +81,10 @@ CURRENCIES = {r"\$", "£", "€"}
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3}
 SCALES |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Words after a number that make it another one, as in 10 degrees below zero and 3 halves.
-CHANGING = {"below", "under", "minus", "negative", "zero", "not", "twice"}
-CHANGING |= {"halves", "thirds", "fourths", "fifths", "sixths", "eighths", "tenths", "hundredths"}
+FRACTIONS = {"third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth"}
+CHANGING = {f"{word}s" for word in FRACTIONS} | {"halves", "below", "under", "minus", "negative", "zero"}
 # These do so only right after it, with nothing or "of" behind: 1 third of it, but not 18 third graders.
-CHANGING_ALONE = {"squared", "cubed", "factorial", "half", "third", "fourth", "fifth", "sixth", "tenth"}
+CHANGING_ALONE = FRACTIONS | {"half", "squared", "cubed", "factorial"}
 OPENING = {"(", "[", "{", r"\{", r"\langle", r"\beginmatrix", r"\beginvmatrix"}
 CLOSING = {")", "]", "}", r"\}", r"\rangle", r"\endmatrix", r"\endvmatrix"}
 REWRITES = [
@@ -518,10 +517,6 @@ def without_rounding(x: Fraction | complex, size: Fraction | complex) -> Fractio
     return Fraction(0) if abs(x) <= 1e-14 * abs(size) else x
 
 
-def subtract(a: Value, b: Value) -> Value:
-    return lift(add, a, negate(b))
-
-
 def negate(a: Value) -> Value:
     return multiply(number(-1), a)._replace(plain=a.plain)
 
@@ -564,7 +559,7 @@ def power(base: Fraction | complex, exponent: Fraction | complex) -> Fraction | 
             return power(-base, exponent) * (-1) ** (n % 2)
         root = exact_root(base, degree) if isinstance(base, Fraction) and base >= 0 else None
         if root is not None:
-            if abs(n) * max(map(int.bit_length, root.as_integer_ratio())) > 2 * MOST_BITS:
+            if abs(n) * (max(root.as_integer_ratio()) - 1).bit_length() > MOST_BITS:
                 raise Unreadable
             return root**n
     result = complex(base) ** complex(exponent)
@@ -591,25 +586,15 @@ def binomial(n: Fraction | complex, k: Fraction | complex) -> Fraction:
     return factorial(n) / factorial(k) / factorial(n - k)
 
 
-def sine(x: Fraction | complex) -> Fraction | complex:
-    return without_rounding(cmath.sin(x), x)
+def rounded(function: Callable) -> Callable:
+    return lambda x: without_rounding(function(x), x)
 
 
-def cosine(x: Fraction | complex) -> Fraction | complex:
-    return without_rounding(cmath.cos(x), x)
-
-
-FUNCTIONS = {rf"\{name}": getattr(cmath, name) for name in ("sinh", "cosh", "tanh")} | {
-    r"\sin": sine,
-    r"\cos": cosine,
-    r"\tan": lambda x: sine(x) / cosine(x),
-    r"\cot": lambda x: cosine(x) / sine(x),
-    r"\sec": lambda x: 1 / cosine(x),
-    r"\csc": lambda x: 1 / sine(x),
-    r"\arcsin": cmath.asin,
-    r"\arccos": cmath.acos,
-    r"\arctan": cmath.atan,
-    r"\exp": lambda x: power(math.e, x),
-    r"\ln": cmath.log,
-    r"\log": cmath.log10,
-}
+sine, cosine = rounded(cmath.sin), rounded(cmath.cos)
+FUNCTIONS = {
+    r"\sin": sine, r"\cos": cosine, r"\tan": lambda x: sine(x) / cosine(x),
+    r"\csc": lambda x: 1 / sine(x), r"\sec": lambda x: 1 / cosine(x), r"\cot": lambda x: cosine(x) / sine(x),
+    r"\arcsin": cmath.asin, r"\arccos": cmath.acos, r"\arctan": cmath.atan,
+    r"\sinh": cmath.sinh, r"\cosh": cmath.cosh, r"\tanh": cmath.tanh,
+    r"\exp": lambda x: power(math.e, x), r"\ln": cmath.log, r"\log": cmath.log10,
+}  # fmt: skip
