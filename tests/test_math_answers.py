@@ -1,4 +1,4 @@
-r"""Mathematics answers: finding them in a text, telling whether two are equal, and never failing or hanging on any text."""
+"""Answers in mathematics: finding them in a text, comparing two, and never failing or hanging on any text."""
 
 import json
 import re
@@ -10,9 +10,12 @@ from random import Random
 import pytest
 
 from data import Problem, load_task
-from data.checkers.math_answers import answers_equal, extract_answer, read_answer
+from data.checkers import math_answers
+from data.checkers.math_answers import answers_equal, extract_answer, read_answer, same
+from experiments.answers import read_pairs
 
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
+PAIRS = read_pairs()
 
 EXTRACTED = [
     (r"so $\boxed{5}$.", "5"),
@@ -25,6 +28,8 @@ EXTRACTED = [
     (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
     (r"\boxed{\boxed{8}}", "8"),
     (r"$\boxed{3}$ or $\boxed{4}$", "3, 4"),
+    (r"$\boxed{\frac{1}{4}}$, or $\boxed{0.25}$", "0.25"),  # one value, written in two ways
+    (r"$\boxed{3}$ and $\boxed{3}$ and $\boxed{4}$", "3, 3, 4"),
     (r"$x=\boxed{1}$, $\boxed{2}$ and $\boxed{3}$.", "1, 2, 3"),
     (r"$a=\boxed{1}$. Now let us do it again: $\boxed{2}$", "2"),
     ("Final Answer: The final answer is $42$. I hope it is correct.", "42"),
@@ -32,7 +37,7 @@ EXTRACTED = [
     (r"Final Answer: The final answer is $(3, \frac{\pi}{2})$. I hope it is correct.", r"(3, \frac{\pi}{2})"),
     ("The final answer is $[1,\n2]$. I hope it is correct.", "[1,\n2]"),
     ("The final answer is $3$ or $4$. I hope it is correct.", "3$ or $4"),
-    ("The final answer is $3$. I hope it is correct. \nFinal Answer: The final answer is $5$. I hope it is correct.", "5"),
+    ("The final answer is $3$. I hope it is correct. \nFinal Answer: The final answer is $5$.", "5"),
     (r"\boxed{3}? No. The final answer is $4$.", "4"),
     (r"The final answer is $3$. Checking again: $\boxed{4}$", "4"),
     (r"The final answer is $\boxed{9}$. I hope it is correct.", "9"),
@@ -68,126 +73,13 @@ EXTRACTED = [
     ("####", None),
 ]  # fmt: skip
 
-EQUAL = [  # (answer, reference)
-    # fractions and decimals
-    ("0.5", r"\frac{1}{2}"), ("1/2", r"\frac12"), (r"\dfrac{1}{2}", r"\tfrac12"), (".5", "0.50"), (r"\frac{2}{4}", "1/2"),
-    ("-1/2", r"-\frac{1}{2}"),
-    (r"\frac{-1}{2}", r"-\frac{1}{2}"), (r"\frac1{10}", "0.1"), ("12.0", "12"), ("+7", "7"), ("012", "12"),
-    (r"\frac{14}{3}", "14/3"), ("(5)", "5"),
-    (r"1\frac{1}{4}", "1.25"), ("1 1/4", r"\frac{5}{4}"), (r"-1\frac{1}{4}", "-1.25"), (r"0.\overline{3}", "1/3"),
-    (r"0.1\overline{6}", "1/6"), (r".\overline{9}", "1"), ("--7", "7"), (r"12.\overline{54}", r"\frac{138}{11}"),
-    (r"1.2 \times 10^5", "120000"), (r"9.0 \cdot 10^{-3}", "0.009"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("5.", "5"),
-    # thousands, currency, percent, units, degrees
-    ("1,000", "1000"), ("1{,}000", "1000"), (r"10,\!000", "10000"), ("1,234,567.5", "1234567.5"), (r"\$36", "36"),
-    ("$36", r"\$36"), (r"\$1,200.00", "1200"),
-    (r"50\%", "50"), ("50%", r"50\%"), ("50 percent", r"50\%"), (r"90^\circ", "90"), ("90°", r"90^{\circ}"),
-    ("90 degrees", r"90^\circ"),
-    (r"5\text{ cm}", "5"), ("5 cm", r"5\text{ centimeters}"), (r"3\sqrt{2}\text{ cm}^2", r"3\sqrt2 \text{ square cm}"),
-    ("18 dollars", "18"), (r"\$18", "18 dollars"),
-    ("12 students", "12"), (r"\frac{3}{4}\mbox{ inches}", "3/4"), ("60 mph", "60 miles per hour"), (r"7\mathrm{m}", "7 meters"),
-    ("5 million", "5000000"),
-    ("18 apples per day", "18"),
-    # LaTeX dress
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"), (r"$5$", "5"), (r"\( 5 \)", "5"), (r"3\,\sqrt{13}", r"3\sqrt{13}"),
-    (r"\displaystyle\frac12", "0.5"),
-    # tuples, intervals, sets, lists
-    ("(1, 2)", "(1,2)"), ("(0.5, -3)", r"\left(\frac12,-3\right)"), ("[1,2)", r"\left[1, 2\right)"),
-    (r"(-\infty, 5]", r"\left( -\infty,5 \right]"),
-    ("[0,100)", "[0, 100)"), (r"\{1, 2\}", r"\{2,1\}"), ("3, 5", "5, 3"), ("1,-2", "-2, 1"), ("3 and 5", "3,5"),
-    ("5 or 3", r"3 \text{ or } 5"), ("1, 2, and 3", "3,2,1"),
-    ("1, 2", r"\{2, 1\}"), ("{1,2}", r"\{1,2\}"), ("x=3, x=5", "5,3"), ("x = 3 or x = 5", "3, 5"), ("(1,2), (3,4)", "(3,4),(1,2)"),
-    (r"\emptyset", r"\varnothing"),
-    (r"(-\infty,-2) \cup (2,\infty)", r"(2,\infty) \cup (-\infty,-2)"), (r"x \in [1,2]", "[1,2]"), ("(100,200)", "(100, 200)"),
-    (r"\{100,200\}", "100, 200"),
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"), (r"\pm 3", "3,-3"), (r"x = \pm 2", r"\pm2"),
-    (r"(\pm 1, 2)", "(1,2), (-1,2)"), ("±3", r"-3, 3"),
-    # matrices
-    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
-    (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\begin{pmatrix} -\frac13 \\ \frac23 \\ \end{pmatrix}"),
-    (r"\frac{1}{3}\begin{pmatrix} -1 \\ 2 \end{pmatrix}", r"\frac{1}{6}\begin{pmatrix} -2 \\ 4 \end{pmatrix}"),
-    (r"\left(\begin{array}{cc} 1 & 2 \\ 3 & 4 \end{array}\right)", r"\begin{pmatrix} 1&2\\3&4 \end{pmatrix}"),
-    # radicals, pi, powers, factorials
-    (r"11\sqrt2", r"11 \sqrt{2}"), (r"\sqrt{117}", r"3\sqrt{13}"), (r"\sqrt[3]{16}", r"2\sqrt[3]{2}"),
-    (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}"), ("3sqrt(13)", r"3\sqrt{13}"),
-    (r"\pi/6", r"\frac{\pi}{6}"), (r"\frac{1}{6}\pi", r"\frac{\pi}{6}"), ("1024", "2^{10}"), ("8", "2^3"), ("120", "5!"),
-    ("70", r"\binom{8}{4}"), ("2", r"\sqrt{4}"), ("-2", r"\sqrt[3]{-8}"),
-    (r"2^{2004}", "2^{2004}"), (r"4\cdot 2^{98}", "2^{100}"), ("e^2", "e^{2}"), (r"\frac{3\sqrt{3}}{4}", r"0.75\sqrt{3}"),
-    ("4", "8^{2/3}"), ("2√3", r"2\sqrt{3}"), ("π", r"\pi"),
-    # complex numbers, functions
-    ("6 - 5i", "6-5i"), ("-5i+6", "6 - 5i"), (r"\frac{1+i}{2}", r"\frac12 + \frac{i}{2}"), ("1/2", r"\sin 30^\circ"),
-    ("1/2", r"\cos\frac{\pi}{3}"), (r"\frac{\cos x}{\sin x}", r"\cot x"),
-    (r"\sin^2 y", r"(\sin y)^2"), (r"2\sin x\cos x", r"\sin 2x"), ("3", r"\log_2 8"), (r"\ln 8", r"3\ln 2"),
-    (r"\tan^{-1} 2", r"\arctan 2"), (r"|{-7}|x", "7x"),
-    # variables, equations, inequalities
-    ("2(x+1)", "2x+2"), ("2k+2", "2 k + 2"), ("x^3+3x-6", "-6 + 3x + x^3"), (r"\frac{x^2-1}{x-1}", "x+1"), ("p - q", "-q+p"),
-    ("ab", "ba"), ("x=5", "5"), ("5", "x=5"), ("5 = x", "5"), ("x = y", "y = x"), ("y = 2x+1", "2x+1"),
-    ("2x - y + 1 = 0", "y = 2x + 1"), ("f(x) = 3x", "3x"), ("2x^2+2y=10", "x^2+y=5"), ("x > 5", "5 < x"),
-    (r"1 \le x < 3", r"1 \leq x < 3"), ("(a,b) = (-2,1)", "(-2,1)"), ("AB = 5", "5"),
-    ("2+3 = 5", "5"), ("x_1", "x_{1}"), (r"2\theta", r"\theta+\theta"), ("2xyz", "2zyx"), (r"\text{Area} = 5", "5"),
-    (r"x \ne 3", r"x \neq 3"), ("xy^2", r"x\cdot y\cdot y"),
-    # bases, letters, words, other text
-    ("2516_8", "2516_{8}"), (r"\text{(A)}", "A"), ("(A)", r"\text{A}"), (r"\text{even}", "even"), ("Even", r"\text{even}"),
-    ("monday", "Monday"), (r"\text{Evelyn}", "Evelyn"), (r"\textbf{east}.", "east"),
-    ("no solution", r"\text{No solution}"), ("A, C", r"\text{C, A}"), ("6:00 p.m.", r"6\!:\!00 \text{ p.m.}"),
-    ("June 20", r"\text{June 20}"), ("3:4", "3 : 4"), (r"\mathbb{R} \setminus \{0\}", r"\mathbb{R}\setminus\{0\}"),
-]  # fmt: skip
-
-UNEQUAL = [  # (answer, reference)
-    # fractions and decimals
-    ("0.333", "1/3"), ("0.3333333333333333", "1/3"), ("0.5", "0.05"), (r"\frac{1}{3}", r"\frac{3}{1}"), (r"\frac12", "12"),
-    ("1/2", "-1/2"), ("1.25", r"1\frac{1}{5}"), (r"2\frac{1}{4}", "0.5"),
-    ("11/2", "1 1/2"), ("1 2", "12"), ("1 2", "2"), ("3.14", r"\pi"), ("1.41421356", r"\sqrt{2}"), ("12.", "1.2"), ("2", "-2"),
-    ("--", "0"), ("5", "5.0000001"), ("0.3", r"0.\overline{3}"), ("10^5", "10^6"),
-    (r"1.2\times 10^4", "120000"), ("1/0", "1/0.0"), ("7", "0/7"), ("3/4/5", "3/4"),
-    # not worked out: arithmetic for a number
-    ("3+4", "7"), (r"\frac{144}{12}", "12"), ("5!", "120"), ("2^{10}", "1024"), (r"\sqrt{36+64}", "10"), (r"\binom{8}{4}", "70"),
-    (r"3 \cdot 4", "12"), ("7=3+4", "7"), (r"\cos\frac{\pi}{3}", "1/2"), ("x = 3+4", "7"),
-    (r"\frac{1}{2}+\frac{1}{3}", "5/6"), ("(3+4, 2)", "(7, 2)"), ("|-7|", "7"), ("3-4", "-1"),
-    # thousands, currency, percent, units, degrees
-    ("1,000", "1"), ("(1,000)", "1000"), ("(1,2)", "12"), ("1,00", "100"), ("1,2", "12"), (r"50\%", "0.5"), ("0.5", r"50\%"),
-    (r"5\%", "50"), (r"5\text{ cm}", r"5\text{ m}"), (r"5\text{ cm}", r"5 \text{ cm}^2"), (r"90^\circ", "90%"),
-    ("50 cents", r"\$50"), ("5 million", "5"), ("5 hours", "5 minutes"), ("2abc", "2"), ("2xyz", "2"), ("6m", "6"),
-    ("5 thousand", "5"),
-    # several answers for one
-    ("3 or 4", "3"), ("3 or 4", "4"), ("3, 4", "4"), ("3 and 4", "3"), ("5 (or 6)", "5"), ("5, not 6", "5"), ("5 maybe 6", "5"),
-    ("5 or maybe 6", "5"), (r"\pm 3", "3"), ("3 = 4", "4"), ("x=3=4", "4"), ("3/4 or 4/3", "3/4"), ("3;4", "3"),
-    ("A or B", "A"), ("A, B", "B"), ("even or odd", "even"), (r"\text{even or odd}", "odd"), ("yes and no", "yes"),
-    ("even/odd", "even"), ("3, 3", "3"), (r"\{3,4\}", "3"), ("3 4", "3"), ("3 ~ 4", "4"), ("3 < 4", "4"), ("[3,4]", "3"),
-    ("(A)(B)", "A"),
-    # tuples, intervals, sets, lists
-    ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("(1,2]", "(1,2)"), ("[1,2)", "(1,2]"), ("(1,2)", "1,2"),
-    (r"(-\infty,5)", r"(\infty,5)"), (r"(-\infty,5)", r"(-\infty,6)"), ("3, 5", "3, 5, 7"), ("3, 5, 7", "3, 5"),
-    ("1,1,2", "1,2,2"), (r"\{1,2\}", r"\{1,3\}"), ("(1,2),(3,4)", "(1,2),(4,3)"),
-    ("(1,2,3)", "(1,2)"), (r"\emptyset", "0"), (r"(-\infty,-2) \cup (2,\infty)", r"(-\infty,-2) \cup [2,\infty)"),
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}"), (r"1 \pm \sqrt{19}", r"1 \pm \sqrt{17}"), (r"\infty", r"-\infty"),
-    (r"\langle 1,2\rangle", "[1,2]"), ("(1,2", "(1,2)"), ("[5)", "5"), ("(5]", "5"),
-    # matrices
-    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
-    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
-    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,2)"),
-    (r"\begin{vmatrix} 1&2\\3&4 \end{vmatrix}", r"\begin{pmatrix} 1&2\\3&4 \end{pmatrix}"),
-    (r"\begin{pmatrix} 1&2\\3&4 \end{pmatrix}", r"\begin{pmatrix} 1&2\\3&5 \end{pmatrix}"),
-    (r"\begin{pmatrix} 1&2\\3 \end{pmatrix}", r"\begin{pmatrix} 1&2&3 \end{pmatrix}"),
-    # radicals, powers, complex, functions
-    (r"3\sqrt{13}", r"13\sqrt{3}"), (r"\sqrt{12}", r"\sqrt[3]{12}"), (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5}"), ("2^3", "3^2"),
-    ("9^{9^9}", "9^{9^8}"), ("2^{2004}", "2^{2005}"), ("6-5i", "6+5i"), ("6-5i", "5-6i"), ("i", "-i"), (r"\cot x", r"\tan x"),
-    (r"\sin x", r"\cos x"), (r"\sin 2x", r"2\sin x"), (r"\log_2 8", r"\log_3 8"),
-    (r"\sin 30", r"\sin 30^\circ"), (r"\sqrt{x^2}", "x"), ("|x|", "x"), (r"\frac{\pi}{6}", r"-\frac{\pi}{6}"), ("2e", "2"),
-    # variables, equations, inequalities
-    ("2x+1", "2x+2"), ("x^2", "2x"), ("x+y", "xy"), ("p-q", "q-p"), ("x=5", "x=6"), ("x=5", "y=5"), ("x=5", "-5"),
-    ("y=2x+1", "x=2y+1"), ("y=2x+1", "2x"), ("x+y=5", "5"), ("x > 5", "x < 5"), ("x > 5", r"x \ge 5"), ("x>5", "5"),
-    ("x_1", "x_2"), ("a", "A"), ("x", "y"), (r"x \ne 3", "x = 3"), (r"\alpha", "a"), ("x^2+y^2=1", "x^2-y^2=1"), ("0=0", "x=y"),
-    # bases, letters, words, other text
-    ("2516_8", "2516"), ("2516_8", "2516_9"), ("2516_8", "2517_8"), ("52_8", "42"), ("A", "B"), (r"\text{(A)}", "B"),
-    (r"\text{even}", r"\text{odd}"), ("east", "west"), ("Monday", "Sunday"), ("3:4", "4:3"), ("3:4", "3/4"),
-    ("June 20", "June 21"), ("not 5", "5"), ("no solution", "solution"), ("6:00 p.m.", "6:00 a.m."),
-    # nothing
-    ("", "5"), ("5", ""), ("", ""), (" ", " "), ("$$", "$$"), (None, "5"), ("5", None), (None, None), (".", "."), (r"\left", ""),
-    ("{}", ""), ("()", "()"), (r"\frac{1}{", r"\frac{1}{"),
+NO_ANSWERS = [
+    (None, "5"), ("", "5"), (" ", " "), ("$$", "$$"), (".", "."), ("--", "0"), (r"\left", ""), ("{}", ""),
+    ("()", "()"), ("(1,2", "(1,2)"), (r"\frac{1}{", r"\frac{1}{"), (None, None), ("", ""),
 ]  # fmt: skip
 
 MATH_STYLE = [  # the ends of solutions, as in MATH, and the reference answers
-    (r"the polar coordinates are $\boxed{\left( 3, \frac{\pi}{2} \right)}.$", r"\left( 3, \frac{\pi}{2} \right)"),
+    (r"the coordinates are $\boxed{\left( 3, \frac{\pi}{2} \right)}.$", r"\left( 3, \frac{\pi}{2} \right)"),
     (r"We have \begin{align*} x &= \boxed{p - q}. \end{align*}", "p - q"),
     (r"the sum is $2+\frac{5}{3}+1=\boxed{\frac{14}{3}}$", r"\frac{14}{3}"),
     (r"Hence the slowest is $\boxed{\text{Evelyn}}$.", r"\text{Evelyn}"),
@@ -196,7 +88,8 @@ MATH_STYLE = [  # the ends of solutions, as in MATH, and the reference answers
     (r"the solutions are $n = \boxed{1,-2}.$", "-2, 1"),
     (r"so $10101001110_{2}=\boxed{2516_8}$.", "2516_8"),
     (r"these are $\boxed{1 \pm \sqrt{19}}.$", r"1 \pm \sqrt{19}"),
-    (r"$\mathbf{v} = \boxed{\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}}.$", r"\begin{pmatrix} -\frac13 \\ \frac23 \end{pmatrix}"),
+    (r"$v = \boxed{\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}}.$",
+     r"\begin{pmatrix} -\frac13 \\ \frac23 \end{pmatrix}"),
     (r"is $x \in \boxed{(-\infty, -1] \cup [3, \infty)}$.", r"(-\infty,-1]\cup[3,\infty)"),
     (r"it is $\boxed{x^5 - x^4 + x^3 - x^2 + x - 1}.$", "x^5 - x^4 + x^3 - x^2 + x - 1"),
     (r"the cost is $\boxed{\$1{,}250.50}$.", "1250.50"),
@@ -209,15 +102,30 @@ def test_extraction(text, answer):
     assert extract_answer(text) == answer
 
 
-@pytest.mark.parametrize("answer, reference", EQUAL)
-def test_equal(answer, reference):
-    assert answers_equal(answer, reference)
-    assert answers_equal(answer, answer) and answers_equal(reference, reference)
+@pytest.mark.parametrize("topic", dict.fromkeys(pair.topic for pair in PAIRS))
+def test_pairs(topic):
+    pairs = [pair for pair in PAIRS if pair.topic == topic]
+    assert [pair for pair in pairs if answers_equal(pair.answer, pair.reference) != pair.equal] == []
+    texts = [text for pair in pairs for text in (pair.answer, pair.reference)]
+    assert [text for text in texts if not answers_equal(text, text)] == []
 
 
-@pytest.mark.parametrize("answer, reference", UNEQUAL)
-def test_unequal(answer, reference):
-    assert not answers_equal(answer, reference)
+@pytest.mark.parametrize("answer, reference", NO_ANSWERS)
+def test_what_cannot_be_read_equals_nothing(answer, reference):
+    assert answers_equal(answer, reference) is None
+
+
+def test_identities_of_several_variables_hold_for_all_signs():
+    """ln x + ln y is ln(xy), but |xy| is not xy: that takes a point where the two letters differ in sign."""
+    letters = "abcdfghjklmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ"  # e, i and PI are numbers, and "no" is a word
+    for x, y in zip(letters, letters[1:] + letters[:1], strict=True):
+        assert answers_equal(rf"\ln {x} + \ln {y}", rf"\ln({x}{y})")
+        assert answers_equal(f"|{x}||{y}|", f"|{x}{y}|")
+        assert answers_equal(rf"\sqrt{{-{x}}}\sqrt{{-{y}}}", rf"\sqrt{{{x}{y}}}")
+    for x in letters:
+        assert [y for y in letters if y != x and answers_equal(f"|{x}{y}|", f"{x}{y}")] == []
+    for name in [*letters, *(f"x_{{{number}}}" for number in range(1000))]:
+        assert not answers_equal(f"|{name}|", name) and not answers_equal(f"|{name}|", f"-{name}")
 
 
 def test_solutions_as_in_MATH():
@@ -241,7 +149,8 @@ def ways_to_write(value: Fraction, rng: Random) -> list[str]:
             f"{sign}{n * k}/{d * k}",
         ]
     if d == 1:
-        ways += [f"{sign}{n}", f"{sign}{n}.00", f"{sign}{n:,}", f"{sign}{n:,}".replace(",", "{,}"), rf"{sign}{n}\text{{ apples}}"]
+        ways += [f"{sign}{n}", f"{sign}{n}.00", rf"{sign}{n}\text{{ apples}}"]
+        ways += [f"{sign}{n:,}".replace(",", comma) for comma in (",", "{,}", " ")]
     elif n > d:  # a mixed number
         ways += [f"{sign}{n // d} {n % d}/{d}", rf"{sign}{n // d}\frac{{{n % d}}}{{{d}}}"]
     if 10**4 % d == 0:
@@ -251,12 +160,14 @@ def ways_to_write(value: Fraction, rng: Random) -> list[str]:
 
 def test_random_fractions_in_all_ways_of_writing_them():
     rng = Random(0)
-    for _ in range(150):
-        value = Fraction(rng.choice((-1, 1)) * rng.randint(1, rng.choice((20, 10**6))), rng.choice((1, 1, 2, 3, 7, 8, 12, 125)))
+    for _ in range(40):
+        size, below = rng.randint(1, rng.choice((20, 10**6))), rng.choice((1, 1, 2, 3, 7, 8, 12, 125))
+        value = Fraction(rng.choice((-1, 1)) * size, below)
         other = value + rng.choice((-1, 1)) * Fraction(1, rng.choice((1, 10, value.denominator, 10**4)))
         for a in ways_to_write(value, rng):
             assert all(answers_equal(a, b) for b in ways_to_write(value, rng)), (a, value)
-            assert not any(answers_equal(a, b) or answers_equal(b, a) for b in ways_to_write(other, rng)), (a, other)
+            for b in ways_to_write(other, rng):
+                assert not answers_equal(a, b) and not answers_equal(b, a), (a, b)
 
 
 def test_random_polynomials_factored_and_expanded():
@@ -308,8 +219,14 @@ ABUSE = {
     "bars": "|" * 990 + "1",
     "plus or minus": r"\pm" * 300 + "1",
     "plus or minus, few": r",".join([r"\pm 1 \pm 2 \pm 3"] * 60),
+    "plus or minus in brackets": r"(\pm 1 \pm 1 \pm 1," * 15 + "1" + ")" * 15,
+    "plus or minus, six": r"(\pm 1 \pm 1," * 3 + "+".join(f"x^{{{i}}}" for i in range(20)) + ")" * 3,
     "items": "1," * 10**6 + "1",
     "items, few": ",".join(map(str, range(150))),
+    "set": r"\{" + ",".join(map(str, range(98))) + r"\}",
+    "set of equals": r"\{" + ",".join(["x"] * 98) + r"\}",
+    "sets in sets": r"\{1," * 19 + "1" + r"\}" * 19,
+    "ratio": ":".join(["x"] * 99),
     "floats": ",".join(rf"\pi{i}" for i in range(120)),
     "matrix": r"\begin{pmatrix}" + r"1&2\\" * 10**5 + r"\end{pmatrix}",
     "matrix, ragged": r"\begin{pmatrix}1&2\\3\end{pmatrix}",
@@ -330,6 +247,11 @@ ABUSE = {
     "ors": " or ".join(["3"] * 140),
     "lone commands": r"\frac\sqrt^_",
     "number and underscore": "5_",
+    "large power of ten": "1e999",
+    "larger power of ten": "1e" + "9" * 900,
+    "surrogate as a subscript": "x_\ud800",
+    "stars": "*" * 999,
+    "moduli": r"\pmod 7" * 70,
     "units": "5" + " cm" * 200,
     "percents": "5" + "%" * 900,
 }
@@ -379,28 +301,95 @@ def test_long_texts_are_judged_quickly():
         assert time.perf_counter() - start < 2, piece
 
 
-def test_random_rubbish_never_raises():
-    rng, start = Random(2), time.perf_counter()
-    bits = [*"0123456789xyeiA.,;:+-*/^_!|'()[]{}$%&=<>~ \n°π√", "1{,}000", "10^", "1/2", " or ", " cm", " million", "answer is "]
-    bits += [r"\frac", r"\sqrt", r"\sin", r"\log", r"\pm", r"\{", r"\}", r"\left", r"\text{", r"\begin{pmatrix}", r"\end{pmatrix}"]
-    bits += [r"\\", r"\binom", r"\infty", r"\pi", r"\overline{", r"\cup", r"\boxed{", r"\circ", r"\%", r"\$"]
-    for _ in range(4000):
-        text = "".join(rng.choices(bits, k=rng.randint(1, 12)))
-        value = read_answer(text)
-        assert answers_equal(text, text) == (value is not None), text
-        extract_answer(text)
-    assert time.perf_counter() - start < 20
+# A grammar of answers: ~ stands for a space, # and @ for two smaller texts.
+ATOMS = re.findall(r"\S+", r"""
+0 1 2 3 5 7 9 12 345 999 710 0.5 .25 1,000 12~345 1/2 1e300 6.02e23 10^ e^{709} e^{709.7} 0.\overline{3} 5_8
+5! x y z a e i -i f(2) x_1 AB R \pi \infty π ∞ \theta \emptyset \mathbb{R} east (A) ٣ ² ° £ € $ \$ % \% ^\circ
+mod or and ~apples ~cm ~million ~halves ~below~zero ~no~solution \text{~cm} \text{even} \pmod~7
+""") + ["\ud800", "x_\ud800"]  # fmt: skip
+BETWEEN = re.findall(r"\S+", r"""
++ - * / ^ \cdot~ \times~ = < \le~ >= \ne~ , ,~ ; ~or~ ~and~ : ! ~ ** \cup~ \in~ \pm~ _ | & \\ ' .. \equiv~
+""")  # fmt: skip
+AROUND = re.findall(r"\S+", r"""
+\frac{#}{@} \frac~#~@ \sqrt{#} \sqrt~# \sqrt[@]{#} \ln~# \log~# \log_{#}~@ \sin~# \sin^{#}~@ \tan^{-1}(#)
+\csc~# \arctan~# \arcsin(#) \cosh~# \exp(#) (#) [#,@) (#,@) \{#,@\} \{#\} |#| (#)^{@} #^{@} (#)!
+\binom{#}{@} \boxed{#} **#** $#$ \text{#} \mathrm{#} \begin{pmatrix}#&@\\@&#\end{pmatrix} \left(#\right)
+#\times~10^{@} x=# -# #/@/# {#} 3\times~10^{#/2}/@ e^{709.7}(1+#) \pm~# \langle~#,@\rangle #~@/#
+the~answer~is~# ####~# \boxed{#}~or~$\boxed{@}$
+""")  # fmt: skip
+
+
+def random_text(rng: Random, depth: int) -> str:
+    """A text in the grammar of answers, sometimes with a sign too many or too few."""
+    choice = rng.random()
+    if not depth or choice < 0.25:
+        return rng.choice(ATOMS).replace("~", " ")
+    first, second = random_text(rng, depth - 1), random_text(rng, depth - 1)
+    if choice < 0.6:
+        return first + rng.choice(BETWEEN).replace("~", " ") + second
+    if choice < 0.95:
+        return rng.choice(AROUND).replace("~", " ").replace("@", second).replace("#", first)
+    place = rng.randrange(len(first) + 1)
+    return first[:place] + rng.choice(["{", "}", "(", "]", "\\", "^", "_", "|", ""]) + first[place + 1 :]
+
+
+def test_random_texts_never_raise():
+    """Each text is searched, read, and compared with itself and the one before, all without the guard."""
+    rng, kinds, before = Random(2), set(), read_answer("5")
+    for _ in range(20_000):
+        text = random_text(rng, rng.randint(1, 3))
+        extract_answer.__wrapped__(text)
+        value = read_answer.__wrapped__(text)
+        if value is not None:
+            assert same(value, value), text
+            assert same(value, before) in (True, False) and same(before, value) in (True, False)
+            kinds.add(value.kind)
+            before = value
+    assert kinds >= {"number", "list", "set", "words", "text", "base", "ratio", "matrix 2", "()", "[)", ":="}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\ln 0", r"\log 0", r"\log_0 5", r"\log_1 5", r"\arctan i", r"\cot 0", "0^{-1}", "0^i", "e^{-999}",
+     r"3 \times 10^{1/2}/2", r"3 \times 10^{i/2} 1/2", "e^{709.7}(1+i)", "(e^{709.7}(1+i), 5)",
+     "e^{709}e^{709}", "1e999", "2^{1e300}", "(1+i)^{1e300}", r"\sqrt[0]{2}", r"\sqrt[1e300]{2}", "|i|!",
+     "(-1)^{1/(10^{300}+1)}", r"\binom{2}{3}", r"\begin{pmatrix}\end{pmatrix}", "0:0", ":", "x_\ud800"],
+)  # fmt: skip
+def test_texts_that_are_hard_to_read(text):
+    """They have no value, or one that is too large. What is inside the guard must cope with that."""
+    read = read_answer.__wrapped__
+    value, five = read(text), read("5")
+    assert value is None or same(value, value) and not same(value, five) and not same(five, value)
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, OverflowError, AttributeError, KeyError])
+def test_what_raises_all_the_same_is_unparsable(error, monkeypatch):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(math_answers, "same", broken)
+    assert answers_equal("5", "5") is None
+    assert load_task("math").verdicts([(Problem("", "5"), r"\boxed{5}")]) == ["unparsable"]
+    monkeypatch.setattr(math_answers, "read_value", broken)
+    assert read_answer("5") is None
+    monkeypatch.setattr(math_answers, "boxed", broken)
+    assert extract_answer(r"\boxed{5}") is None
 
 
 def perturbed(answer: str) -> list[str]:
-    """Near misses of an answer: a digit changed, the sign flipped, another kind of bracket, an item dropped."""
+    """Near misses of an answer: a digit changed, the sign changed, another kind of bracket, one item less."""
     digits = [i for i, c in enumerate(answer) if c.isdigit()]
     misses = [f"{answer[:i]}{(int(answer[i]) + 1) % 10}{answer[i + 1 :]}" for i in digits]
-    if any(c.isdigit() for c in answer.replace("0", "")) and not {"pm", "=", "matrix"} & set(re.findall("pm|=|matrix", answer)):
-        misses.append(f"-({answer})" if answer[0] not in "-(\\" else answer[1:] if answer[0] == "-" else f"-{answer}")
+    if re.search("[1-9]", answer) and not re.search("pm|=|matrix", answer):
+        bracketed = f"-{answer}" if answer[0] in "(\\" else f"-({answer})"
+        misses.append(answer[1:] if answer[0] == "-" else bracketed)
     if re.fullmatch(r"(\\left)?\(.*,.*\)", answer):
-        misses += [f"[{answer.strip('()')}]", f"{answer[:-1]}]"] if answer[0] == "(" else [answer.replace(r"\right)", r"\right]")]
-        misses.append(answer.rpartition(",")[0] + answer[answer.rindex(")") - (6 if answer[0] == "\\" else 0) :])
+        if answer[0] == "(":
+            misses += [f"[{answer.strip('()')}]", f"{answer[:-1]}]"]
+        else:
+            misses.append(answer.replace(r"\right)", r"\right]"))
+        closing = answer[answer.rindex(r"\right)" if answer[0] == "\\" else ")") :]
+        misses.append(answer.rpartition(",")[0] + closing)
     elif "," in answer:
         misses += [answer.rpartition(",")[0], answer.partition(",")[2], f"{answer}, 99"]
     return misses
@@ -424,7 +413,7 @@ def test_math500_solutions_against_references():
 
 
 def test_perturbed_answers_are_wrong():
-    for reference in [b for _, b in MATH_STYLE] + [b for _, b in EQUAL[:20]]:
+    for reference in [b for _, b in MATH_STYLE] + [pair.reference for pair in PAIRS[:20]]:
         assert not [miss for miss in perturbed(reference) if answers_equal(miss, reference)], reference
 
 
@@ -433,9 +422,11 @@ def test_gsm8k_rows(name):
     rows = rows_of(name)
     problems = load_task("gsm8k").read(str(ASSETS / name), "test")
     assert len(problems) == len(rows)
-    assert set(load_task("gsm8k").verdicts([(p, row["answer"]) for p, row in zip(problems, rows, strict=True)])) == {"right"}
+    solved = [(problem, row["answer"]) for problem, row in zip(problems, rows, strict=True)]
+    assert set(load_task("gsm8k").verdicts(solved)) == {"right"}
     values = {p.answer: Fraction(p.answer.replace(",", "")) for p in problems}
-    assert all(answers_equal(a, b) == (values[a] == values[b]) for a in list(values)[:150] for b in list(values)[:150])
+    some = list(values)[:80]
+    assert all(answers_equal(a, b) == (values[a] == values[b]) for a in some for b in some)
     assert not any(answers_equal(miss, b) for b in values for miss in perturbed(b))
 
 
@@ -446,7 +437,7 @@ def write_rows(path: Path, *rows: dict) -> str:
 
 def test_tasks_read_their_files(tmp_path):
     math, gsm8k = load_task("math"), load_task("gsm8k")
-    stated = {"problem": "What is 3+4?", "solution": "It is $\\boxed{8}$.", "answer": "7", "attempt": "8, I think"}
+    stated = {"problem": "What is 3+4?", "solution": "$\\boxed{8}$", "answer": "7", "attempt": "8, I think"}
     boxed = {"problem": " Find $x$. ", "solution": "So $\\boxed{\\frac12}$."}
     first, second = math.read(write_rows(tmp_path / "a.jsonl", stated, boxed), "train")
     assert first.answer == "7" and first.given == "8, I think" and first.prompt.endswith("\n\nWhat is 3+4?")
@@ -454,11 +445,15 @@ def test_tasks_read_their_files(tmp_path):
     row = {"question": "How many?", "answer": "3*4=<<3*4=12>>1,200\n#### 1,200", "attempt": "9"}
     (only,) = gsm8k.read(write_rows(tmp_path / "b.jsonl", row), "test")
     assert only.answer == "1,200" and only.given == "9" and only.prompt.endswith("How many?")
-    assert gsm8k.CORRECTION_REQUEST == math.CORRECTION_REQUEST and gsm8k.FEEDBACK_REQUEST == math.FEEDBACK_REQUEST
+    assert gsm8k.CORRECTION_REQUEST == math.CORRECTION_REQUEST
+    assert gsm8k.FEEDBACK_REQUEST == math.FEEDBACK_REQUEST
     ending = "Final Answer: The final answer is $answer$. I hope it is correct."
     assert ending in only.prompt and gsm8k.CORRECTION_REQUEST.endswith(ending)
-    pairs = [(only, ending.replace("answer$", f"{text}$")) for text in ("1200", "1{,}200", "120", "\\frac{1}{", "")]
-    assert gsm8k.verdicts([*pairs, (only, ""), (only, ending)]) == ["right", "right", "wrong", *["unparsable"] * 3, "wrong"]
+    verdict_of = {"1200": "right", "1{,}200": "right", "120": "wrong", "\\frac{1}{": "unparsable"}
+    texts = [ending.replace("answer$", f"{answer}$") for answer in verdict_of]
+    texts += [ending.replace("answer$", "$"), "", ending]
+    verdicts = gsm8k.verdicts([(only, text) for text in texts])
+    assert verdicts == [*verdict_of.values(), "unparsable", "unparsable", "wrong"]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,4 @@
-"""Judges of attempts whose answer is not just a number: mathematics (`math_answers`) and programs (`sandbox`)."""
+"""Judges of attempts whose answer is not just a number.
+
+`math_answers` judges mathematics (`math_values` reads the answers), and `sandbox` judges programs.
+"""
