@@ -312,7 +312,12 @@ def zoo(request) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_and_attacks_do_not_pass(zoo, name):
-    assert zoo.get(name, "wrong") in (("unparsable",) if name == "early return" else ("wrong", "timeout"))
+    expected = {"unparsable"} if name == "early return" else {"wrong", "timeout"}
+    if (
+        name == "kills its parent" and os.geteuid()
+    ):  # by limits alone nobody keeps a user from its own processes
+        expected = {"wrong", "unjudged"}
+    assert zoo.get(name, "wrong") in expected
     if name.startswith(("loop", "sleep", "regular", "endless output")):
         assert zoo[name] == "timeout"
 

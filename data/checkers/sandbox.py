@@ -25,7 +25,7 @@ import time
 from collections import abc, deque, namedtuple
 from itertools import islice
 
-SECONDS = 5  # for a whole job; the slowest reference solution of MBPP and HumanEval needs less than 1
+SECONDS = 5  # for a whole job; only the reference solution of MBPP's task 123 may need more on a busy core
 LATE = 0.25  # seconds after its job's time when a harness that hangs in the tests is killed by its timer
 GRACE = 10  # seconds for all that is not the job itself: to start Python and to lock the child in
 MEMORY = 1 << 29  # bytes of address space
@@ -38,7 +38,7 @@ HARM = {  # what a hostile program could do, and the groups of layers that each 
     "change your files": ({"namespaces"}, {"landlock", "seccomp"}),
     "see which files there are": ({"namespaces"},),
     "use the network": ({"namespaces"}, {"seccomp"}),
-    "stop your other processes": ({"namespaces"}, {"seccomp"}),
+    "disturb your other processes": ({"namespaces"}, {"seccomp"}),
     "leave marks for other programs": ({"namespaces", "seccomp"},),
 }
 FOUND = {}  # what `check_machine` has found: for each choice of layers, those that this machine refuses
