@@ -327,6 +327,13 @@ for what, *args in json.load(open(folder + "/tasks.json")):
 """
 
 
+def mount(source: str, target: Path) -> None:
+    """Shows a folder in another place, to this process and its children alone."""
+    isolation.libc("unshare", 0x00020000)
+    isolation.libc("mount", None, b"/", None, 0x4000 | 0x40000, None)
+    isolation.libc("mount", source.encode(), str(target).encode(), None, 0x5000, None)
+
+
 def ask(user: str, tasks: list[list]) -> list:
     """The answers to `tasks`, calls of functions of JUDGE, of a process of this user."""
     folder = Path(tempfile.mkdtemp(prefix="isolation-"))  # pytest's own folders are closed to other users
@@ -350,9 +357,7 @@ def ask(user: str, tasks: list[list]) -> list:
             python = python.replace(sys.base_prefix, str(mounted))
 
             def become():  # nobody may have no way to this Python, so it is mounted where there is one
-                isolation.libc("unshare", 0x00020000)
-                isolation.libc("mount", None, b"/", None, 0x4000 | 0x40000, None)
-                isolation.libc("mount", sys.base_prefix.encode(), str(mounted).encode(), None, 0x5000, None)
+                mount(sys.base_prefix, mounted)
                 os.setgroups([])
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
@@ -366,6 +371,31 @@ def ask(user: str, tasks: list[list]) -> list:
         pytest.skip("root may not mount anything here")
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root has rights to lose")
+@pytest.mark.parametrize("open_to_all", [True, False])
+def test_root_in_a_container_has_its_library(open_to_all):
+    """Root that may not make namespaces, with Python in a folder that all users, or only root, can enter."""
+    program = "import wave\ndef f(x):\n    import colorsys\n    return 1"
+    code = f"import sandbox; print(sandbox.judge(sandbox.Job({program!r}, 'assert f(1) == 1', ('f',)), 20))"
+    with tempfile.TemporaryDirectory() as folder:
+        inner = Path(folder, "python")
+        inner.mkdir()
+        os.chmod(folder, 0o755 if open_to_all else 0o700)
+        python = sys._base_executable.replace(sys.base_prefix, str(inner))
+
+        def become():
+            mount(sys.base_prefix, inner)
+            isolation.libc("prctl", 24, 21)  # PR_CAPBSET_DROP, CAP_SYS_ADMIN
+
+        place = {"env": {"PYTHONPATH": os.path.dirname(sandbox.__file__)}, "preexec_fn": become}
+        try:
+            done = subprocess.run([python, "-c", code], capture_output=True, text=True, **place)
+        except subprocess.SubprocessError:
+            pytest.skip("root may not mount anything here")
+    assert done.stdout.startswith("('right', "), done
+    assert open_to_all or "namespaces" in done.stdout
 
 
 def choices() -> list[tuple[int, tuple[str, ...]]]:

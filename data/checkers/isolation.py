@@ -42,8 +42,7 @@ def isolate(seconds: float, layers: list[str], pipes: tuple[int, int]) -> list[s
     private = attempt("namespaces", enter_namespaces, pipes)
     missing = []
     if os.geteuid() == 0:  # limits do not hold root
-        if not private:
-            hold_library()
+        library = os.open(os.path.dirname(os.__file__), os.O_RDONLY)
         try:
             os.setgroups([])
             os.setgid(65534)
@@ -52,6 +51,10 @@ def isolate(seconds: float, layers: list[str], pipes: tuple[int, int]) -> list[s
             missing.append("an unprivileged user")
         # In a container root may lack the right to make namespaces, while any user may make them for itself.
         private = private or attempt("namespaces", enter_namespaces, pipes)
+        if private:
+            os.close(library)
+        else:
+            import_from(library)
     if sys.platform == "linux":
         libc("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent. A change of user clears it
         libc("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
@@ -95,13 +98,12 @@ def library_paths() -> list[str]:
     return [library, *(path for path in others if os.path.exists(path))]
 
 
-def hold_library() -> None:
-    """Keeps Python's library open, for root, who is about to give up its rights.
+def import_from(fd: int) -> None:
+    """Imports from Python's library through this descriptor, which root opened before it gave up its rights.
 
     The library may lie in a folder that only root can enter. Without namespaces there is no other way to it.
     """
     library = os.path.dirname(os.__file__)
-    fd = os.open(library, os.O_RDONLY)
     if os.path.isdir(f"/proc/self/fd/{fd}"):
         modules = [getattr(module, "__path__", None) for module in list(sys.modules.values())]
         for paths in [sys.path, *(path for path in modules if isinstance(path, list))]:

@@ -100,7 +100,9 @@ def check_machine(layers: tuple[str, ...], again: bool = False) -> list[str]:
 
     if layers in FOUND and not again:
         return FOUND[layers]
-    job = Job("def f(x):\n    return x + 1", "assert f(1) == 2", ("f",))
+    job = Job(
+        "import colorsys\ndef f(x):\n    return x + 1", "assert f(1) == 2", ("f",)
+    )  # imports must work too
     verdict, note = judge(job, 60, FOUND.get(layers))
     if verdict != "right":
         raise RuntimeError(f"the sandbox does not work here: a right program came out as {verdict}. {note}")
