@@ -1,8 +1,9 @@
-"""HumanEval: functions to complete, judged by hidden tests. Chen et al. 2021, arXiv 2107.03374. For reports only.
+"""HumanEval: functions to complete, judged by hidden tests. Chen et al. 2021, arXiv 2107.03374.
 
-`HumanEval.jsonl.gz` from https://github.com/openai/human-eval/tree/master/data (MIT). An answer may repeat the whole function or go
-on where the prompt ends. What else the prompt defines, both the program and the tests have, each its own copy. A row may bring
-an "attempt", which turn 2 is then to repair.
+It is for reports only. `HumanEval.jsonl.gz` is from https://github.com/openai/human-eval/tree/master/data
+(MIT). An answer may repeat the whole function, or go on where the prompt ends. If the prompt defines other
+functions, the program and the tests each have their own copy of them. A row may have an "attempt", which turn
+2 then has to repair.
 """
 
 import ast
@@ -15,9 +16,9 @@ from data.mbpp import CORRECTION_REQUEST, FEEDBACK_REQUEST  # noqa: F401 (the sa
 
 
 def read(path: str, split: str) -> list[Problem]:
-    """All problems. ValueError if they are wanted for training, or names the row at fault."""
+    """All problems. ValueError if the split is "train"; else it names the row that is at fault."""
     if split == "train":
-        raise ValueError("HumanEval is for evaluation only: 164 problems, which everybody reports on; train on MBPP")
+        raise ValueError("HumanEval is for evaluation only, as everybody reports on it: train on MBPP")
     problems = []
     for place, row in read_rows(path, ("task_id", "prompt", "entry_point", "test")):
         stub, name, given = row["prompt"], row["entry_point"], row.get("attempt") or ""
@@ -33,9 +34,11 @@ def read(path: str, split: str) -> list[Problem]:
 
 
 def program(text: str, prelude: str, name: str) -> str:
-    """The program that a text makes of its prompt: the text itself if it defines the function, else both, one after the other.
+    """The program that an answer makes of its prompt.
 
-    A body that goes on ends at the first line that is not indented: whatever models add there is no longer the answer.
+    That is the answer alone if it defines the function, and otherwise the prompt followed by the answer. In
+    the second case the answer ends at its first line that is not indented, as what models add there is not
+    part of it.
     """
     text = program_in(text)
     if re.search(rf"^(async )?def\s+{re.escape(name)}\b", text, re.MULTILINE):
@@ -45,7 +48,7 @@ def program(text: str, prelude: str, name: str) -> str:
 
 
 def verdicts(pairs: list[tuple[Problem, str]]) -> list[str]:
-    """Of (problem, text) pairs: "right", "wrong", "unparsable" or "timeout" each."""
+    """The verdict on each (problem, text) pair, as `run_tests` gives it."""
     jobs = []
     for problem, text in pairs:
         job = json.loads(problem.answer)

@@ -1,24 +1,26 @@
-"""Programs judged by tests: the references pass, mutants and cheats fail, and nothing that a program does outlasts its time."""
+"""Programs judged by tests: references pass, mutants and cheats fail, and none takes longer than its time."""
 
 import ast
+import contextlib
 import importlib.util
 import json
 import os
-import socket
+import subprocess
 import sys
-import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from data import humaneval, load_task, mbpp, read_rows
-from data.checkers import sandbox
+from data.checkers import isolation, sandbox
 from data.checkers.sandbox import Job, program_in, run_tests
 
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 SQUARES = "assert f(3) == 9\nassert f(-4) == 16"
+MODULES = {"altered.py": sandbox, "isolation.py": isolation}
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="isolation beyond limits is for Linux")
 
 
@@ -32,7 +34,9 @@ def squares(program: str, tests: str = SQUARES) -> Job:
     return Job(program, tests, ("f",))
 
 
-def quietly(jobs: list[Job], layers: tuple[str, ...], seconds: float = 3, module=sandbox, workers: int = 6) -> list[str]:
+def quietly(
+    jobs: list[Job], layers: tuple[str, ...], seconds: float = 3, module=sandbox, workers: int = 6
+) -> list[str]:
     """The verdicts with these layers of isolation alone, as on a machine that refuses the others."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(module, "LAYERS", layers)
@@ -46,16 +50,21 @@ def function(body: str, before: str = "") -> str:
 
 
 RIGHT = "def f(x):\n    return x * x\n"
-ALWAYS = "__eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __bool__ = lambda *a: True; __hash__ = lambda s: 9"
+ALWAYS = (
+    "__eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __bool__ = lambda *a: True; "
+    "__hash__ = lambda s: 9"
+)
 EVERYWHERE = "for fd in range(64):\n    try: os.write(fd, {})\n    except OSError: pass"
 FRAMED = "(lambda d: len(d).to_bytes(4, 'big') + d)(json.dumps({}).encode())"
 
-CHEATS = {  # none does lasting harm should it get through: these tests also run where little holds a program back
+# None of these does lasting harm if it gets through, as the tests also run where little holds a program back.
+CHEATS = {
     "sys.exit": "import sys; sys.exit(0)",
     "sys.exit later": function("import sys; sys.exit(0)"),
     "os._exit": "import os; os._exit(0)",
     "os._exit later": function("import os; os._exit(0)"),
-    "quit in a finaliser": "import os\nclass A:\n    def __del__(self): os._exit(0)\na = A()\n" + function("global a; a = None"),
+    "quit in a finaliser": "import os\nclass A:\n    def __del__(self): os._exit(0)\na = A()\n"
+    + function("global a; a = None"),
     "atexit": "import atexit, os; atexit.register(os._exit, 0)\n" + function("raise SystemExit(0)"),
     "abort": function("import os; os.abort()"),
     "early return": "return 0\n" + RIGHT,
@@ -67,7 +76,9 @@ CHEATS = {  # none does lasting harm should it get through: these tests also run
     "raises KeyboardInterrupt": function("raise KeyboardInterrupt"),
     "raises GeneratorExit": function("raise GeneratorExit"),
     "raises StopIteration": function("raise StopIteration"),
-    "raises an exception that can't be shown": function("raise E", "class E(BaseException):\n    def __str__(self): raise self"),
+    "raises an exception that can't be shown": function(
+        "raise E", "class E(BaseException):\n    def __str__(self): raise self"
+    ),
     "equals all": function("return E()", f"class E: {ALWAYS}"),
     "equals all, in a list": function("return [E()]", f"class E: {ALWAYS}"),
     "equals all, as a key": function("return {E(): E()}", f"class E: {ALWAYS}"),
@@ -82,8 +93,10 @@ CHEATS = {  # none does lasting harm should it get through: these tests also run
     "mock": function("return unittest.mock.MagicMock()", "import unittest.mock"),
     "nan": function("return float('nan')"),
     "not-implemented": function("return NotImplemented"),
-    "patched builtins": "import builtins\nfor name in dir(builtins):\n    if name[0].islower() and name not in ('str', 'type'):\n"
-    "        setattr(builtins, name, lambda *a, **k: True)\nbuiltins.AssertionError = ()\ndef f(x): return True",
+    "patched builtins": "import builtins\nfor name in dir(builtins):\n"
+    "    if name[0].islower() and name not in ('str', 'type'):\n"
+    "        setattr(builtins, name, lambda *a, **k: True)\nbuiltins.AssertionError = ()\n"
+    "def f(x): return True",
     "patched json": "import json\njson.dumps = lambda *a, **k: '[\"value\", true]'\ndef f(x): return x",
     "patched sandbox": "import sandbox as m\nm.encode = lambda *a: True\nm.finish = m.harness = print\n"
     "m.send = lambda fd, message: None\ndef f(x): return x",
@@ -91,36 +104,57 @@ CHEATS = {  # none does lasting harm should it get through: these tests also run
     "marker printed": "print('right', flush=True)\n" + function("print('right'); return None"),
     "marker everywhere": "import os\n" + EVERYWHERE.format("b'right'") + "\nos._exit(0)",
     "marker everywhere, later": function(EVERYWHERE.format("b'right'"), "import os"),
-    "verdict as a message": "import os, json\n" + EVERYWHERE.format(FRAMED.format('["right", "right"]')) + "\nos._exit(0)",
-    "answers ahead": "import os, json\n" + EVERYWHERE.format(FRAMED.format('["value", True]') + " * 9") + "\nos._exit(0)",
+    "verdict as a message": "import os, json\n"
+    + EVERYWHERE.format(FRAMED.format('["right", "right"]'))
+    + "\nos._exit(0)",
+    "answers ahead": "import os, json\n"
+    + EVERYWHERE.format(FRAMED.format('["value", True]') + " * 9")
+    + "\nos._exit(0)",
     "no answers": "import os, json\n" + EVERYWHERE.format(FRAMED.format('["value"]')) + "\nos._exit(0)",
-    "answer of an unknown kind": "import os, json\n" + EVERYWHERE.format(FRAMED.format('["value", ["eval", "1"]]')),
-    "answer of a wrong shape": "import os, json\n" + EVERYWHERE.format(FRAMED.format('["value", ["dict", [[["list", []], 1]]]]')),
+    "answer of an unknown kind": "import os, json\n"
+    + EVERYWHERE.format(FRAMED.format('["value", ["eval", "1"]]')),
+    "answer of a wrong shape": "import os, json\n"
+    + EVERYWHERE.format(FRAMED.format('["value", ["dict", [[["list", []], 1]]]]')),
     "answer nested deeply": "import os\n" + EVERYWHERE.format("(10**5).to_bytes(4, 'big') + b'[' * 10**5"),
     "answer of 4 GB": "import os\n" + EVERYWHERE.format("b'\\xff' * 99"),
     "answer cut off": "import os\n" + EVERYWHERE.format("b'\\0\\0\\1\\0'") + "\nos._exit(0)",
     "redefined checks": "def check(*a): pass\ndef test(*a): pass\ncandidate = check\ndef f(x): return x",
     "closes everything": function("import os; os.closerange(0, 99)"),
-    "swaps its pipes": function("import os\nfor a in range(3, 20):\n    for b in range(3, 20):\n        try: os.dup2(a, b)\n"
-                                "        except OSError: pass"),
+    "swaps its pipes": function(
+        "import os\nfor a in range(3, 20):\n    for b in range(3, 20):\n        try: os.dup2(a, b)\n"
+        "        except OSError: pass"
+    ),
     "looks for the tests in memory": "import gc, sys, ast\n"
-    + function("for o in gc.get_objects():\n    s = ' '.join(map(str, o.values())) if type(o) is dict else str(o)\n"
-               "    i = s.find('assert ' + f'f({x}) == ')\n    if i >= 0: return int(s[i:].split('==')[1].split()[0])"),
+    + function(
+        "for o in gc.get_objects():\n    s = ' '.join(map(str, o.values())) if type(o) is dict else str(o)\n"
+        "    i = s.find('assert ' + f'f({x}) == ')\n"
+        "    if i >= 0: return int(s[i:].split('==')[1].split()[0])"
+    ),
     "looks for the tests in frames": "import sys\n"
-    + function("frame = sys._getframe()\nwhile frame:\n    for value in {**frame.f_globals, **frame.f_locals}.values():\n"
-               "        s = str(value)\n        i = s.find('assert ' + f'f({x}) == ')\n"
-               "        if i >= 0: return int(s[i:].split('==')[1].split()[0])\n    frame = frame.f_back"),
+    + function(
+        "frame = sys._getframe()\nwhile frame:\n"
+        "    for value in {**frame.f_globals, **frame.f_locals}.values():\n"
+        "        s = str(value)\n        i = s.find('assert ' + f'f({x}) == ')\n"
+        "        if i >= 0: return int(s[i:].split('==')[1].split()[0])\n    frame = frame.f_back"
+    ),
     "looks for the tests in its process": "import re\n"
-    + function("for line in open('/proc/self/maps'):\n    a, b = (int(n, 16) for n in line.split()[0].split('-'))\n"
-               "    m = open('/proc/self/mem', 'rb', 0)\n    try: m.seek(a); data = m.read(b - a)\n"
-               "    except (OSError, ValueError): continue\n"
-               "    hit = re.search(rb'assert ' + rb'f\\(%d\\) == (\\d+)' % x, data)\n    if hit: return int(hit[1])"),
-    "looks into the harness": function("import os\nfor n in ('mem', 'fd/0', 'maps', 'environ'):\n"
-                                       "    open(f'/proc/{os.getppid()}/{n}').read()\nreturn x * x"),
-    "opens the harness's pipe": function("import os\nfor fd in range(9):\n    try:\n"
-                                         "        os.write(os.open(f'/proc/{os.getppid()}/fd/{fd}', 1), b'right')\n"
-                                         "    except OSError: pass"),
-    "traces": "import sys\nsys.settrace(lambda *a: sys.exit(0)); sys.setprofile(lambda *a: sys.exit(0))\ndef f(x): return x",
+    + function(
+        "for line in open('/proc/self/maps'):\n    a, b = (int(n, 16) for n in line.split()[0].split('-'))\n"
+        "    m = open('/proc/self/mem', 'rb', 0)\n    try: m.seek(a); data = m.read(b - a)\n"
+        "    except (OSError, ValueError): continue\n"
+        "    hit = re.search(rb'assert ' + rb'f\\(%d\\) == (\\d+)' % x, data)\n    if hit: return int(hit[1])"
+    ),
+    "looks into the harness": function(
+        "import os\nfor n in ('mem', 'fd/0', 'maps', 'environ'):\n"
+        "    open(f'/proc/{os.getppid()}/{n}').read()\nreturn x * x"
+    ),
+    "opens the harness's pipe": function(
+        "import os\nfor fd in range(9):\n    try:\n"
+        "        os.write(os.open(f'/proc/{os.getppid()}/fd/{fd}', 1), b'right')\n"
+        "    except OSError: pass"
+    ),
+    "traces": "import sys\nsys.settrace(lambda *a: sys.exit(0)); sys.setprofile(lambda *a: sys.exit(0))\n"
+    "def f(x): return x",
     "audits": "import sys, os\nsys.addaudithook(lambda *a: os._exit(0))\nimport wave\ndef f(x): return x",
     "kills its parent": function("import os\nfor n in (9, 15, 14, 6): os.kill(os.getppid(), n)"),
     "kills all": function("import os; os.kill(-1, 9)"),
@@ -129,11 +163,15 @@ CHEATS = {  # none does lasting harm should it get through: these tests also run
     "stops": function("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)\nwhile True: pass"),
     "reads stdin": function("return int(input())"),
     "reads stdin at the start": "import sys; y = int(sys.stdin.read())",
-    "fork bomb": "import os, time\nfor _ in range(7): os.fork()\ntime.sleep(9)\n" + RIGHT,  # a bomb of 128, should it go off
+    "fork bomb of 128": "import os, time\nfor _ in range(7): os.fork()\ntime.sleep(9)\n" + RIGHT,
     "forks": function("import os\nif os.fork(): return x * x"),
-    "threads": function("for _ in range(99): threading.Thread(target=time.sleep, args=(5,)).start()\nreturn x * x",
-                        "import threading, time"),
-    "another program": function("import subprocess; return int(subprocess.check_output(['expr', str(x), '*', str(x)]))"),
+    "threads": function(
+        "for _ in range(99): threading.Thread(target=time.sleep, args=(5,)).start()\nreturn x * x",
+        "import threading, time",
+    ),
+    "another program": function(
+        "import subprocess; return int(subprocess.check_output(['expr', str(x), '*', str(x)]))"
+    ),
     "null pointer": function("import ctypes; ctypes.string_at(0)"),
     "recursion": function("return f(x)"),
     "recursion without a limit": function("return f(x)", "import sys; sys.setrecursionlimit(10**9)"),
@@ -146,17 +184,21 @@ CHEATS = {  # none does lasting harm should it get through: these tests also run
     "int of many digits": function("return 1 << 10**8"),
     "endless iterator": function("import itertools; return itertools.count()"),
     "colliding keys": function("return set(range(0, (2**61 - 1) * 50000, 2**61 - 1))"),
-    "disk": function("i = 0\nwhile True:\n    with open(str(i), 'wb') as file: file.write(bytes(10**6))\n    i += 1"),
+    "disk": function(
+        "i = 0\nwhile True:\n    with open(str(i), 'wb') as file: file.write(bytes(10**6))\n    i += 1"
+    ),
     "one large file": function("file = open('a', 'wb')\nwhile True: file.write(bytes(10**6))"),
     "many folders": function("import os\nwhile True: os.mkdir('a'); os.chdir('a')"),
     "endless output": function("while True: print('right' * 999)"),
     "loop": function("while True: pass"),
     "loop at the start": "while True: pass",
-    "loop that catches all": function("while True:\n    try:\n        while True: pass\n    except BaseException: pass"),
+    "loop that catches all": function(
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+    ),
     "sleep": function("import time; time.sleep(999)"),
     "regular expression": function("import re; re.match(r'(a+)+$', 'a' * 99 + 'b')"),
     "power": function("return 9 ** 9 ** 9"),
-}  # fmt: skip
+}
 NO_PROGRAMS = {
     "syntax": "def f(x: return 1",
     "prose": "The square of x is x times x.",
@@ -177,37 +219,75 @@ HONEST = {
     "a sum of many": (function("return sum(abs(x) for _ in range(abs(x)))"), SQUARES),
     "lambda": ("f = lambda x: x * x", SQUARES),
     "method": ("class A:\n    def square(self, x): return x * x\nf = A().square", SQUARES),
-    "dataclass": ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
-                  "def f(x): return A(x).x ** 2", SQUARES),
+    "dataclass": (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+        "class A:\n    x: int\ndef f(x): return A(x).x ** 2",
+        SQUARES,
+    ),
     "state": ("n = 0\n" + function("global n; n += 1; return n"), "assert [f(0), f(0)] == [1, 2]"),
-    "modules": ("import heapq, decimal, datetime, statistics, collections, bisect, random, itertools, string, fractions, hashlib\n"
-                + RIGHT, SQUARES),
-    "late modules": (function("import cmath, difflib, calendar\n'x'.encode('utf-16'); return x * x"), SQUARES),
-    "a file of its own": (function("open('a', 'w').write('hello'); return open('a').read()"), "assert f(0) == 'hello'"),
-    "nothing secret around": (function("import os; return set(os.environ) - {'LC_CTYPE', 'LD_LIBRARY_PATH', 'DYLD_LIBRARY_PATH',"
-                                       " '__CF_USER_TEXT_ENCODING'}"), "assert f(0) == set()"),
-    "echo": (function("return x"), "values = [None, True, 0, -1, 2**64, -(10**5000), 1.5, float('inf'), 1e-300, 1j, 'é\\ud800',"
-             " b'\\0', [], (1, (2,)), {1}, frozenset({2}), {(1, 2): [3], None: {4: 5}}, int, str]\n"
-             "for value in values:\n    back = f(value)\n    assert back == value and type(back) is type(value), value\n"
-             "assert f(True) is True and f(0.0) == 0 and str(f(-0.0)) == '-0.0' and f(float('nan')) != f(float('nan'))"),
-    "kinds of dict": (function("return Counter(x), defaultdict(int, {1: 2}), OrderedDict(a=1)",
-                               "from collections import Counter, defaultdict, OrderedDict"),
-                      "assert f('aab') == ({'a': 2, 'b': 1}, {1: 2}, {'a': 1})"),
-    "named tuple": (function("return P(x, 2)", "from collections import namedtuple\nP = namedtuple('P', 'a b')"),
-                    "assert f(1) == (1, 2)"),
+    "modules": (
+        "import heapq, decimal, datetime, statistics, collections, bisect, random, itertools, string\n"
+        "import fractions, hashlib\n" + RIGHT,
+        SQUARES,
+    ),
+    "late modules": (
+        function("import cmath, difflib, calendar\n'x'.encode('utf-16'); return x * x"),
+        SQUARES,
+    ),
+    "a file of its own": (
+        function("open('a', 'w').write('hello'); return open('a').read()"),
+        "assert f(0) == 'hello'",
+    ),
+    "nothing secret around": (
+        function(
+            "import os; return set(os.environ) - {'LC_CTYPE', 'LD_LIBRARY_PATH', 'DYLD_LIBRARY_PATH',"
+            " '__CF_USER_TEXT_ENCODING'}"
+        ),
+        "assert f(0) == set()",
+    ),
+    "echo": (
+        function("return x"),
+        "values = [None, True, 0, -1, 2**64, -(10**5000), 1.5, float('inf'), 1e-300, 1j, 'é\\ud800',"
+        " b'\\0', [], (1, (2,)), {1}, frozenset({2}), {(1, 2): [3], None: {4: 5}}, int, str]\n"
+        "for value in values:\n    back = f(value)\n"
+        "    assert back == value and type(back) is type(value), value\n"
+        "assert f(True) is True and f(0.0) == 0 and str(f(-0.0)) == '-0.0'\n"
+        "assert f(float('nan')) != f(float('nan'))",
+    ),
+    "kinds of dict": (
+        function(
+            "return Counter(x), defaultdict(int, {1: 2}), OrderedDict(a=1)",
+            "from collections import Counter, defaultdict, OrderedDict",
+        ),
+        "assert f('aab') == ({'a': 2, 'b': 1}, {1: 2}, {'a': 1})",
+    ),
+    "named tuple": (
+        function("return P(x, 2)", "from collections import namedtuple\nP = namedtuple('P', 'a b')"),
+        "assert f(1) == (1, 2)",
+    ),
     "iterators": (function("return map(str, x)"), "assert list(f([1, 2])) == ['1', '2'] and f([1]) != ['1']"),
     "generator": (function("yield x; yield 2"), "assert tuple(f(1)) == (1, 2)"),
     "keys": (function("return {x: 1}.keys()"), "assert set(f(3)) == {3}"),
-    "keywords": ("def f(a, *b, c=1, **d): return [a, b, c, d]", "assert f(1, 2, c=3, e=4) == [1, (2,), 3, {'e': 4}]"),
-    "exceptions": (function("return 1 // x"),
-                   "try:\n    f(0)\n    assert False\nexcept ZeroDivisionError as e:\n    assert 'zero' in str(e)"),
-    "own exceptions": (function("raise E('no')", "class E(Exception): pass"),
-                       "try:\n    f(0)\nexcept RuntimeError as e:\n    assert 'E: no' == str(e)"),
-    "objects": ("class f:\n    def __init__(self, x): self.x, self.key, self.ask = x, 1, 2\n    def twice(self): return self.x * 2",
-                "a = f(1)\na.next = f([5])\nassert a.next.twice() == [5, 5] and (a.key, a.ask) == (1, 2)\na.x = 7\n"
-                "assert a.twice() == 14\nassert f(a).x.x == 7 and not hasattr(a, 'none')"),
+    "keywords": (
+        "def f(a, *b, c=1, **d): return [a, b, c, d]",
+        "assert f(1, 2, c=3, e=4) == [1, (2,), 3, {'e': 4}]",
+    ),
+    "exceptions": (
+        function("return 1 // x"),
+        "try:\n    f(0)\n    assert False\nexcept ZeroDivisionError as e:\n    assert 'zero' in str(e)",
+    ),
+    "own exceptions": (
+        function("raise E('no')", "class E(Exception): pass"),
+        "try:\n    f(0)\nexcept RuntimeError as e:\n    assert 'E: no' == str(e)",
+    ),
+    "objects": (
+        "class f:\n    def __init__(self, x): self.x, self.key, self.ask = x, 1, 2\n"
+        "    def twice(self): return self.x * 2",
+        "a = f(1)\na.next = f([5])\nassert a.next.twice() == [5, 5] and (a.key, a.ask) == (1, 2)\na.x = 7\n"
+        "assert a.twice() == 14\nassert f(a).x.x == 7 and not hasattr(a, 'none')",
+    ),
     "functions of functions": (function("return lambda y: x + y"), "assert f(1)(2) == 3"),
-}  # fmt: skip
+}
 FALLBACK = ()  # macOS, or a kernel that refuses everything
 SETTINGS = {"isolated": sandbox.LAYERS, "limits only": FALLBACK}
 
@@ -232,7 +312,12 @@ def zoo(request) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_and_attacks_do_not_pass(zoo, name):
-    assert zoo.get(name, "wrong") in (("unparsable",) if name == "early return" else ("wrong", "timeout"))
+    expected = {"unparsable"} if name == "early return" else {"wrong", "timeout"}
+    if (
+        name == "kills its parent" and os.geteuid()
+    ):  # by limits alone nobody keeps a user from its own processes
+        expected = {"wrong", "unjudged"}
+    assert zoo.get(name, "wrong") in expected
     if name.startswith(("loop", "sleep", "regular", "endless output")):
         assert zoo[name] == "timeout"
 
@@ -249,17 +334,23 @@ def test_honest_programs_pass(zoo, name):
 
 def test_no_test_can_take_the_end_of_the_program_or_of_a_loop_for_success():
     swallow = "try:\n    f(1)\nexcept BaseException:\n    pass"
-    jobs = [squares(function(body), swallow) for body in ("import os; os._exit(0)", "while True: pass", "return x")]
+    jobs = [
+        squares(function(body), swallow)
+        for body in ("import os; os._exit(0)", "while True: pass", "return x")
+    ]
     jobs += [squares(function("raise StopIteration"), "assert list(map(f, [1, 2])) == []")]
     jobs += [
         squares(function("return E()", "class E: pass"), test)
         for test in ("assert f(1)", "assert not f(1) == 2", "assert f(1) != 2")
     ]
     values = [EVERYWHERE.format(FRAMED.format(f'["value", {value}]')) for value in ("None", "'x' * 2**21")]
+    # This answer is written past the child's own check of the length.
+    jobs += [squares("\n".join(["import os, json", *values]), "assert len(f(1)) == 2**21")]
     jobs += [
-        squares("\n".join(["import os, json", *values]), "assert len(f(1)) == 2**21")
-    ]  # written past the child's own check of the length
-    jobs += [squares(RIGHT, "f(1)\nimport sys\nsys.exit(0)\nassert False"), squares(RIGHT, "1 / 0"), squares(RIGHT, "g(1)")]
+        squares(RIGHT, "f(1)\nimport sys\nsys.exit(0)\nassert False"),
+        squares(RIGHT, "1 / 0"),
+        squares(RIGHT, "g(1)"),
+    ]
     assert run_tests(jobs, 2) == ["wrong", "timeout", "right"] + ["wrong"] * 8
 
 
@@ -267,48 +358,17 @@ def test_verdicts_keep_their_order_and_a_stuck_job_costs_its_own_time_only():
     stuck = squares(function("while True: pass"))
     jobs = [stuck, *[squares(RIGHT), squares("def f(x): return 9"), squares("def")] * 4, stuck]
     start = time.monotonic()
-    assert run_tests(jobs, 3, workers=2) == ["timeout", *["right", "wrong", "unparsable"] * 4, "timeout"]
-    assert 3 < time.monotonic() - start < 12
+    assert run_tests(jobs, 2, workers=2) == ["timeout", *["right", "wrong", "unparsable"] * 4, "timeout"]
+    assert 2 < time.monotonic() - start < 10
     assert run_tests([]) == []
 
 
-@LINUX
-@pytest.mark.parametrize("left", [("seccomp",), ("landlock",), ("namespaces",), FALLBACK], ids=str)
-def test_each_layer_alone_stops_what_it_is_there_for(left, tmp_path):
-    """Without the others, as on a machine that refuses them; each attack returns 1 if it gets through."""
-    if any(refused()):
-        pytest.skip("this machine refuses some of the layers")
-    secret = tmp_path / "secret"
-    secret.write_text("1")
-    for folder in [secret, *secret.parents][:-2]:
-        folder.chmod(0o755)  # open to other users: only the sandbox is in the way
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        attacks = {
-            "connect": (f"import socket; socket.create_connection(('127.0.0.1', {port}), 2); return 1", sandbox.LAYERS),
-            "socket": ("import socket; socket.socket(socket.AF_UNIX); return 1", ("seccomp",)),
-            "read": (f"return int(open({str(secret)!r}).read())", ("landlock",)),
-            "list": (f"import os; return len(os.listdir({str(tmp_path)!r}))", ("landlock",)),
-            "see": ("import os; return int(len([p for p in os.listdir('/proc') if p.isdigit()]) > 1)",
-                    ("landlock", *(["namespaces"] if os.geteuid() else []))),
-            "signal": ("import os; os.kill(os.getppid() or 1, 0); return 1", ("seccomp", *(["landlock"] if os.geteuid() else []))),
-            "write": ("open('a', 'w').write('1'); return int(open('a').read())", ("seccomp", "landlock", *FALLBACK)),
-            "own": ("import ctypes; return int(ctypes.CDLL(None).unshare(0x10000000) == 0)", ("seccomp",)),
-        }  # fmt: skip
-        verdicts = quietly([squares(function(body), "assert f(0) == 1") for body, _ in attacks.values()], left)
-    for (name, (_, stopped_by)), verdict in zip(attacks.items(), verdicts, strict=True):
-        if set(left) & set(stopped_by):
-            assert verdict == "wrong", name
-    if left == FALLBACK:  # the attacks are real ones
-        assert dict(zip(attacks, verdicts, strict=True)) | {"signal": 0, "write": 0} == dict.fromkeys(attacks, "right") | {
-            "signal": 0, "write": 0}  # fmt: skip
-
-
-def altered(monkeypatch, folder: Path, old: str, new: str):
-    """The sandbox with one change in its source."""
-    source = Path(sandbox.__file__).read_text()
-    assert source.count(old) == 1
-    (folder / "altered.py").write_text(source.replace(old, new))
+def altered(folder: Path, old: str, new: str):
+    """The sandbox with one change in its source, or in that of the isolation."""
+    sources = {name: Path(module.__file__).read_text() for name, module in MODULES.items()}
+    assert sum(source.count(old) for source in sources.values()) == 1
+    for name, source in sources.items():
+        (folder / name).write_text(source.replace(old, new))
     spec = importlib.util.spec_from_file_location("altered", folder / "altered.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -316,48 +376,41 @@ def altered(monkeypatch, folder: Path, old: str, new: str):
 
 
 def running(mark: str) -> list[str]:
-    """The processes that have the mark in their environment."""
+    """The other processes that have the mark in their environment."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") and int(pid) != os.getpid():
+    for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
+        with contextlib.suppress(OSError):
+            if mark.encode() in Path(f"/proc/{pid}/environ").read_bytes():
                 found.append(pid)
-        except OSError:
-            pass
     return found
 
 
 @LINUX
 @pytest.mark.parametrize("layers", [FALLBACK, ("namespaces",), ("namespaces", "landlock")], ids=str)
 def test_nothing_that_a_program_leaves_behind_survives(layers, tmp_path, monkeypatch):
-    """Where processes can be started at all, which takes a sandbox without that limit: daemons, and a bomb of them."""
-    module = altered(monkeypatch, tmp_path, 'limit("NPROC", 0)', "pass")
+    """Daemons, and a bomb of them. Only a sandbox without its limit on processes lets them start at all."""
+    module = altered(tmp_path, 'limit("NPROC", 0)', "pass")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        check_that_nothing_survives(module, layers, str(tmp_path))
-        assert os.listdir(folder) == []
-
-
-def check_that_nothing_survives(module, layers: tuple[str, ...], mark: str) -> None:
     daemon = function(
-        "import os, time\nif not os.fork():\n    os.setsid()\n    if os.fork(): os._exit(0)\n    time.sleep(99)\nreturn x * x"
+        "import os, time\nif not os.fork():\n    os.setsid()\n    if os.fork(): os._exit(0)\n"
+        "    time.sleep(99)\nreturn x * x"
     )
-    children = function("import os, time\nfor _ in range(20):\n    if not os.fork(): time.sleep(99)\nwhile True: pass")
-    files = function("import os\nfor i in range(2000): os.mkdir('a'); os.chdir('a')\nreturn x * x")
-    assert quietly([squares(daemon), squares(children), squares(files)], layers, 2, module) == ["right", "timeout", "wrong"]
-    assert running(mark) == []
+    children = function(
+        "import os, time\nfor _ in range(20):\n    if not os.fork(): time.sleep(99)\nwhile True: pass"
+    )
+    assert quietly([squares(daemon), squares(children)], layers, 1, module) == ["right", "timeout"]
+    assert running(str(tmp_path)) == []
 
 
 @LINUX
 def test_a_harness_that_hangs_or_is_killed_ends_with_all_it_started(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     monkeypatch.setattr(sandbox, "GRACE", 1)
-    hang = "import signal, time\nsignal.alarm(0)\nf(1)\ntime.sleep(99)"
-    assert run_tests([squares(RIGHT, hang), squares(RIGHT, "import time\ntime.sleep(99)")], 1) == ["timeout", "timeout"]
+    deaf = "import signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0)\nf(1)\ntime.sleep(99)"
     dead = "import os, signal\nf(1)\nos.write(3, b'ri')\nos.kill(os.getpid(), signal.SIGKILL)"
-    assert run_tests([squares(RIGHT, dead), squares(RIGHT)]) == ["wrong", "right"]
+    jobs = [squares(RIGHT, tests) for tests in (deaf, "import time\ntime.sleep(99)", dead, SQUARES)]
+    with pytest.warns(UserWarning, match="2 of 4 programs could not be judged.*TimeoutExpired"):
+        assert run_tests(jobs, 1) == ["unjudged", "timeout", "unjudged", "right"]
     for _ in range(50):
         if not running(str(tmp_path)):
             break
@@ -365,28 +418,153 @@ def test_a_harness_that_hangs_or_is_killed_ends_with_all_it_started(tmp_path, mo
     assert running(str(tmp_path)) == []
 
 
-def test_a_machine_that_isolates_less_is_named_once_and_one_where_nothing_runs_is_an_error(tmp_path, monkeypatch):
-    module = altered(monkeypatch, tmp_path, "SECONDS = 5", "SECONDS = 4")
+@LINUX
+def test_a_program_outlives_a_killed_trainer_by_its_own_time_only_and_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    jobs = [squares(function("while True: pass"))]
+    code = f"from data.checkers.sandbox import *; run_tests([Job(*{[*jobs[0]]!r})], 1)"
+    place = tmp_path / "temporary"
+    place.mkdir()
+    trainer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(place)})
+    for _ in range(200):
+        time.sleep(0.05)
+        if len(running(str(tmp_path))) > 1 + len(running(str(place))):  # the harness does not inherit TMPDIR
+            break
+    trainer.kill()
+    trainer.wait()
+    for _ in range(100):
+        time.sleep(0.1)
+        if not running(str(tmp_path)):
+            break
+    assert running(str(tmp_path)) == [] and os.listdir(place) == []
+
+
+def test_a_machine_that_isolates_less_is_named_once(tmp_path):
+    module = altered(tmp_path, "SECONDS = 5", "SECONDS = 4")
     module.LAYERS = ("landlock",)
     with pytest.warns(UserWarning, match="WITHOUT .*NAMESPACES, SECCOMP HERE"):
         module.run_tests([squares(RIGHT)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert module.run_tests([squares(RIGHT)] * 2) == ["right"] * 2
-    broken = altered(monkeypatch, tmp_path, "    os.setsid()\n", "    os.chdir('/none')\n")
-    with pytest.raises(RuntimeError, match="does not work here: .* came out as wrong.*FileNotFoundError"):
+
+
+def test_a_machine_where_nothing_runs_is_an_error(tmp_path, monkeypatch):
+    broken = altered(tmp_path, "    os.setsid()\n", "    os.chdir('/none')\n")
+    with pytest.raises(RuntimeError, match="does not work here: .* as unjudged.*FileNotFoundError"):
         broken.run_tests([squares(RIGHT)])
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="does not work here"):
-        altered(monkeypatch, tmp_path, "SECONDS = 5", "SECONDS = 4").run_tests([squares(RIGHT)])
+    broken = altered(tmp_path, "    os.setsid()\n", "    os._exit(0)\n")
+    with pytest.raises(RuntimeError, match="does not work here: .* as unjudged. EOFError while"):
+        broken.run_tests([squares(RIGHT)])
+    for python in ("/bin/false", "/none"):
+        monkeypatch.setattr(sys, "executable", python)
+        with pytest.raises(RuntimeError, match="does not work here: .* as unjudged"):
+            altered(tmp_path, "SECONDS = 5", "SECONDS = 4").run_tests([squares(RIGHT)])
+
+
+def test_a_machine_that_breaks_later_is_an_error_and_no_verdict(tmp_path):
+    """What a program would do to its later siblings if it got at the sandbox's own files."""
+    module = altered(tmp_path, "SECONDS = 5", "SECONDS = 4")
+    assert quietly([squares(RIGHT)], module.LAYERS, module=module) == ["right"]
+    (tmp_path / "isolation.py").write_text("import none")
+    with pytest.raises(RuntimeError, match="does not work here: .* as unjudged.*No module named 'none'"):
+        module.run_tests([squares(RIGHT)])
 
 
 @LINUX
-def test_elsewhere_the_limits_are_all_there_is(tmp_path, monkeypatch):
+def test_no_program_runs_with_fewer_layers_than_at_first(tmp_path):
+    module = altered(tmp_path, '    libc("chroot", b"/dev")\n', "    raise OSError\n")
+    module.FOUND[module.LAYERS] = []  # as if the check had found all layers
+    verdict, note = module.judge(squares(RIGHT), 3, [])
+    assert verdict == "unjudged" and "now refuses namespaces" in note
+    with pytest.raises(RuntimeError, match="now refuses namespaces"):
+        module.run_tests([squares(RIGHT)])
+
+
+@LINUX
+def test_elsewhere_the_limits_are_all_there_is(tmp_path):
     """macOS, as far as it can be had here: no Linux call is made, and the warning names what is missing."""
-    module = altered(monkeypatch, tmp_path, "import sys\n", "import sys\nsys.platform = 'darwin'\n")
-    with pytest.warns(UserWarning, match="WITHOUT LANDLOCK, NAMESPACES, SECCOMP HERE"):
-        assert module.run_tests([squares(RIGHT), squares("def f(x): return 9"), squares("def")]) == ["right", "wrong", "unparsable"]
+    module = altered(tmp_path, "import select\n", "import select\nimport sys\nsys.platform = 'darwin'\n")
+    with pytest.warns(UserWarning, match="WITHOUT NAMESPACES, LANDLOCK, SECCOMP HERE.*read your files"):
+        verdicts = module.run_tests([squares(RIGHT), squares("def f(x): return 9"), squares("def")])
+    assert verdicts == ["right", "wrong", "unparsable"]
+
+
+# What a program could do to take more than its time.
+PIPES = "import os, time\nfor fd in range(3, 99):\n    try: os.fstat(fd)\n    except OSError: continue\n"
+COLLIDING = "range(0, (2**61 - 1) * 41000, 2**61 - 1)"  # all have the same hash
+SLOW = {
+    "sleeps": (function("import time; time.sleep(99)"), SQUARES),
+    "loops": (function("while True: pass"), SQUARES),
+    "colliding integers": (function(f"return set({COLLIDING})"), SQUARES),
+    "colliding integers, made by the tests": (
+        function(f"return list({COLLIDING.replace('41', '30')})"),
+        "set(f(3))",
+    ),
+    "colliding integers, as a message": (
+        "import os, json\n" + EVERYWHERE.format(FRAMED.format(f'["value", ["set", list({COLLIDING})]]')),
+        SQUARES,
+    ),
+    "never reads": ("import time; time.sleep(99)", "f('x' * 10**6)"),
+    "answers, then never reads": (function("return x"), "while True: f('x' * 10**6)"),
+    "answers ahead, never reads": (
+        "import os, json, time\n"
+        + EVERYWHERE.format(FRAMED.format('["value", 9]') + " * 3")
+        + "\ntime.sleep(99)",
+        "f('x' * 10**6)\nf('x' * 10**6)",
+    ),
+    "closes its pipes": (function(PIPES + "    os.close(fd)\ntime.sleep(99)"), SQUARES),
+    "a byte at a time": (
+        function(
+            PIPES + "    try:\n        os.write(fd, b'\\0\\x0f\\0\\0')\n"
+            "        while True: os.write(fd, b'['); time.sleep(0.1)\n"
+            "    except OSError: pass\ntime.sleep(99)"
+        ),
+        SQUARES,
+    ),
+    "a long message in bytes": (
+        function(
+            PIPES + "    try:\n        os.write(fd, b'\\0\\x0f\\0\\0')\n"
+            "        while True: os.write(fd, b'[')\n    except OSError: pass\ntime.sleep(99)"
+        ),
+        SQUARES,
+    ),
+    "a regular expression of the tests": (
+        function("return 'a' * 99 + 'b'"),
+        "import re\nre.match('(a+)+$', f(3))",
+    ),
+    "a large power of the tests": (function("return 10**9"), "f(3) ** f(3)"),
+    "ignores signals": (
+        function(
+            "import signal\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+            "    except OSError: pass\nwhile True: pass"
+        ),
+        SQUARES,
+    ),
+    "fills its memory": (function("a = []\nwhile True: a.append(bytearray(10**5))"), SQUARES),
+    "a slow end": (
+        function("return x", "class A:\n    def __del__(self):\n        while True: pass\na = A()"),
+        "while True: f(1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("layers", [sandbox.LAYERS, FALLBACK], ids=["isolated", "limits only"])
+def test_no_program_takes_more_than_its_time(layers, monkeypatch):
+    """At most half a second more than its limit; and a busy machine needs time to start Python."""
+    monkeypatch.setattr(sandbox, "LAYERS", layers)
+    taken = {}
+
+    def timed(name: str) -> str:
+        start = time.monotonic()
+        verdict, note = sandbox.judge(squares(*SLOW[name]), 1)
+        taken[name] = time.monotonic() - start
+        return verdict
+
+    with ThreadPoolExecutor(5) as pool:
+        verdicts = dict(zip(SLOW, pool.map(timed, SLOW), strict=True))
+    assert set(verdicts.values()) == {"timeout", "wrong"}, verdicts
+    assert max(taken.values()) < 1 + 0.5 + 1.5, taken
 
 
 # The task modules.
@@ -397,7 +575,8 @@ def test_programs_are_found_in_answers():
     assert program_in("[BEGIN]\nx = 1\n[DONE]\nmore [BEGIN] y [DONE]") == "\nx = 1\n"
     assert program_in("x = 1\n[DONE]\n\nYou are ... [BEGIN]\ny = 1\n[DONE]") == "x = 1\n"
     assert program_in("Was:\n```python\nx = 1\n```\nNow:\n```py\nx = 2\n```\nDone.") == "x = 2\n"
-    assert program_in("So:\n```\nx = '''\ny```\n'''\n") == "x = '''\ny```\n'''\n"  # cut off; marks within a line do not count
+    # Cut off; and marks within a line do not count.
+    assert program_in("So:\n```\nx = '''\ny```\n'''\n") == "x = '''\ny```\n'''\n"
     assert program_in("[BEGIN]\n```python\nx = 1\n```\n[DONE]") == "x = 1\n"
     assert program_in("    return 1\n") == "    return 1\n"
     start = time.monotonic()
@@ -412,22 +591,35 @@ def test_tasks_and_splits_of_mbpp(tmp_path):
     assert (len(train), len(test)) == (374, 500) and not {p.prompt for p in train} & {p.prompt for p in test}
     assert load_task("mbpp") is mbpp and load_task("humaneval") is humaneval
     for problem in train + test:
-        assert problem.prompt.count("[BEGIN]") == 4 and problem.prompt.count("[DONE]") == 3 and problem.given == ""
+        assert problem.prompt.count("[BEGIN]") == 4 and problem.prompt.count("[DONE]") == 3
+        assert problem.given == ""
         for line in json.loads(problem.answer)["tests"].splitlines():
             assert line.strip() in problem.prompt
     balanced = next(p for p in test if "is_tree_balanced" in p.prompt)
-    assert json.loads(balanced.answer)["names"] == ["Node", "is_tree_balanced"] and "root1.left = Node(2)\n" in balanced.prompt
+    assert (
+        json.loads(balanced.answer)["names"] == ["Node", "is_tree_balanced"]
+        and "root1.left = Node(2)\n" in balanced.prompt
+    )
     row = dict(task_id=700, text="Square.", code=RIGHT, test_list=["assert f(3) == 9"])
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({**row, "attempt": "def f(x): return 0"}) + "\n" + json.dumps(row))
     given, own = mbpp.read(file, "train")
     assert (given.given, own.given) == ("def f(x): return 0", "") and given.prompt == own.prompt
-    assert mbpp.verdicts([(own, RIGHT), (own, given.given), (own, "No."), (own, f"[BEGIN]\n{RIGHT}[DONE]")]) == [
-        "right", "wrong", "unparsable", "right"]  # fmt: skip
+    assert mbpp.verdicts(
+        [(own, RIGHT), (own, given.given), (own, "No."), (own, f"[BEGIN]\n{RIGHT}[DONE]")]
+    ) == ["right", "wrong", "unparsable", "right"]
     with pytest.raises(ValueError, match="no row of the test split, whose task_id is from 11 to 510"):
         mbpp.read(file, "test")
-    bad = [("test_list", []), ("test_list", "assert"), ("test_list", [1]), ("code", "def"), ("code", "x = 1"), ("text", 1),
-           ("attempt", 1), ("test_list", ["assert"])]  # fmt: skip
+    bad = [
+        ("test_list", []),
+        ("test_list", "assert"),
+        ("test_list", [1]),
+        ("code", "def"),
+        ("code", "x = 1"),
+        ("text", 1),
+        ("attempt", 1),
+        ("test_list", ["assert"]),
+    ]
     for key, value in bad:
         file.write_text(json.dumps(row) + "\n" + json.dumps({**row, key: value}))
         with pytest.raises(ValueError, match="row 2"):
@@ -435,24 +627,39 @@ def test_tasks_and_splits_of_mbpp(tmp_path):
 
 
 def test_the_prompts_examples_pass_their_own_tests_and_requests_say_nothing_of_the_verdict():
-    jobs = [Job(code, "\n".join(tests), tuple(mbpp.used_of(code, "\n".join(tests))[0])) for _, tests, code in mbpp.EXAMPLES]
+    jobs = [
+        Job(code, "\n".join(tests), tuple(mbpp.used_of(code, "\n".join(tests))[0]))
+        for _, tests, code in mbpp.EXAMPLES
+    ]
     assert run_tests(jobs) == ["right"] * 3
-    assert humaneval.CORRECTION_REQUEST == mbpp.CORRECTION_REQUEST and humaneval.FEEDBACK_REQUEST == mbpp.FEEDBACK_REQUEST
-    assert all(line.startswith("# ") for line in mbpp.CORRECTION_REQUEST.splitlines()) and "may" in mbpp.CORRECTION_REQUEST
+    assert (
+        humaneval.CORRECTION_REQUEST == mbpp.CORRECTION_REQUEST
+        and humaneval.FEEDBACK_REQUEST == mbpp.FEEDBACK_REQUEST
+    )
+    assert (
+        all(line.startswith("# ") for line in mbpp.CORRECTION_REQUEST.splitlines())
+        and "may" in mbpp.CORRECTION_REQUEST
+    )
 
 
 def test_humaneval_is_for_reports_and_its_answers_repeat_or_go_on(tmp_path):
     with pytest.raises(ValueError, match="for evaluation only"):
         humaneval.read("anything", "train")
-    prompt = 'from typing import List\n\ndef g(x):\n    return x * x\n\ndef f(x: int) -> List[int]:\n    """Squares."""\n'
-    row = dict(task_id="a", prompt=prompt, entry_point="f", test="def check(candidate):\n    assert candidate(g(3)) == [g(9)]")
+    prompt = "from typing import List\n\ndef g(x):\n    return x * x\n\n"
+    prompt += 'def f(x: int) -> List[int]:\n    """Squares."""\n'
+    row = dict(
+        task_id="a",
+        prompt=prompt,
+        entry_point="f",
+        test="def check(candidate):\n    assert candidate(g(3)) == [g(9)]",
+    )
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({**row, "attempt": "no"}))
     (problem,) = humaneval.read(file, "test")
     assert problem.prompt == prompt and problem.given == "no"
     answers = {
         "    return [g(x)]": "right",
-        "\n    y = g(x)\n\n    return [y]\n\nprint(f(": "right",  # what comes after the body is none of the answer
+        "\n    y = g(x)\n\n    return [y]\n\nprint(f(": "right",  # what follows the body is not in the answer
         "return [g(x)]": "right",
         "return [\n    g(x)]": "right",
         "```python\n    return [g(x)]\n```": "right",
@@ -466,7 +673,9 @@ def test_humaneval_is_for_reports_and_its_answers_repeat_or_go_on(tmp_path):
         "": "wrong",
         "I can't.": "unparsable",
     }
-    assert dict(zip(answers, humaneval.verdicts([(problem, text) for text in answers]), strict=True)) == answers
+    assert (
+        dict(zip(answers, humaneval.verdicts([(problem, text) for text in answers]), strict=True)) == answers
+    )
     file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "test": "def"}))
     with pytest.raises(ValueError, match="row 2.*does not compile"):
         humaneval.read(file, "test")
@@ -478,9 +687,23 @@ class Mutant(ast.NodeTransformer):
     done = False
 
     def generic_visit(self, node):
-        swaps = {ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-                 ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
-                 ast.Div: ast.Mult, ast.In: ast.NotIn, ast.And: ast.Or, ast.Or: ast.And}  # fmt: skip
+        swaps = {
+            ast.Lt: ast.GtE,
+            ast.Gt: ast.LtE,
+            ast.LtE: ast.Gt,
+            ast.GtE: ast.Lt,
+            ast.Eq: ast.NotEq,
+            ast.NotEq: ast.Eq,
+            ast.Add: ast.Sub,
+            ast.Sub: ast.Add,
+            ast.Mult: ast.Add,
+            ast.FloorDiv: ast.Mult,
+            ast.Mod: ast.Mult,
+            ast.Div: ast.Mult,
+            ast.In: ast.NotIn,
+            ast.And: ast.Or,
+            ast.Or: ast.And,
+        }
         if not self.done and type(node) in swaps:
             self.done = True
             return swaps[type(node)]()
@@ -491,7 +714,7 @@ class Mutant(ast.NodeTransformer):
 
 
 def mutants(code: str) -> tuple[str, str]:
-    """The program with functions that return None, and with one small change (or the same if there is nothing to change)."""
+    """The program with functions that return None, and the program with one small change if it allows one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         empty, changed = ast.parse(code), ast.parse(code)
@@ -507,11 +730,20 @@ def mutants(code: str) -> tuple[str, str]:
 
 def test_all_references_of_humaneval_pass_and_their_mutants_fail():
     path = asset("HumanEval.jsonl.gz")
-    problems, rows = humaneval.read(path, "test"), [row for _, row in read_rows(path, ("canonical_solution",))]
+    problems, rows = (
+        humaneval.read(path, "test"),
+        [row for _, row in read_rows(path, ("canonical_solution",))],
+    )
     assert len(rows) == 164
     for i, body in enumerate(r["canonical_solution"] for r in rows):
-        assert humaneval.program(rows[i]["prompt"] + body, problems[i].prompt, rows[i]["entry_point"]) == rows[i]["prompt"] + body
-    assert humaneval.verdicts([(p, r["canonical_solution"]) for p, r in zip(problems, rows, strict=True)]) == ["right"] * 164
+        assert (
+            humaneval.program(rows[i]["prompt"] + body, problems[i].prompt, rows[i]["entry_point"])
+            == rows[i]["prompt"] + body
+        )
+    assert (
+        humaneval.verdicts([(p, r["canonical_solution"]) for p, r in zip(problems, rows, strict=True)])
+        == ["right"] * 164
+    )
     assert set(humaneval.verdicts([(p, "    return None") for p in problems[::3]])) == {"wrong"}
 
 
@@ -522,4 +754,6 @@ def test_references_of_mbpp_pass_and_their_mutants_fail(monkeypatch):
     rows = [row for _, row in read_rows(path, ("code",))]
     sample = list(zip(mbpp.read(path, "all"), rows, strict=True))[::7]
     assert mbpp.verdicts([(problem, row["code"]) for problem, row in sample]) == ["right"] * 140
-    assert set(mbpp.verdicts([(problem, mutants(row["code"])[0]) for problem, row in sample[::2]])) == {"wrong"}
+    assert set(mbpp.verdicts([(problem, mutants(row["code"])[0]) for problem, row in sample[::2]])) == {
+        "wrong"
+    }
