@@ -105,7 +105,7 @@ def seeded(*key) -> int:
 
 
 def is_held_out(prompt: str, seed: int) -> bool:
-    """Which side of the split a problem is on. Its text alone decides, so no problem is ever on both sides."""
+    """Which side of the split a problem is on. Its text alone decides, so no problem is on both sides."""
     return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_ONE_IN == 0
 
 
@@ -161,13 +161,16 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
             found[problem.prompt] = problem
     else:
         raise ValueError(
-            f"only {len(found)} held-out problems found at size={size}: ask for fewer (n={n}) or a larger size"
+            f"only {len(found)} held-out problems exist at size={size}: ask for fewer (n={n}) or a larger size"
         )
     return list(found.values())
 
 
 def verdicts(task, pairs: list[tuple[Problem, str]]) -> list[str]:
-    """Each (problem, attempt) pair's verdict: "right", "wrong", "unparsable" or "timeout"."""
+    """Each (problem, attempt) pair's verdict: "right", "wrong", "unparsable", "timeout" or "unjudged".
+
+    "unjudged" means that the checker itself broke. It is never right.
+    """
     if hasattr(task, "verdicts"):
         return task.verdicts(pairs)
     return ["right" if task.is_correct(problem, text) else "wrong" for problem, text in pairs]
@@ -200,10 +203,10 @@ def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 def wrong_attempts(path: str | Path, task) -> list[Problem]:
-    """For offline repair: the problems of a file made by eval.py --save whose first attempt is wrong, given with it.
+    """For offline repair: the problems of a file by eval.py --save whose first attempt is wrong, given with it.
 
-    The attempts are judged anew, because one that was cut off may hold the answer. Empty attempts are left out.
-    ValueError if nothing is left.
+    The attempts are judged anew, because one that was cut off may hold the answer. Empty attempts are left
+    out. ValueError if nothing is left.
     """
     problems = []
     for _, row in read_rows(path, ("prompt", "answer", "attempts")):

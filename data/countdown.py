@@ -40,7 +40,9 @@ def parse(prompt: str) -> Problem:
     match = re.fullmatch(r"\s*(\d{1,2})\s*,\s*(\d{1,2})\s*,\s*(\d{1,2})\s*:\s*(\d{1,2})\s*", prompt, re.ASCII)
     if not match:
         raise ValueError("a countdown problem looks like 3,7,5:26, all below 100")
-    return Problem(f"{match[1]},{match[2]},{match[3]}:{match[4]}", "")  # there may be no answer: the checker needs none
+    return Problem(
+        f"{match[1]},{match[2]},{match[3]}:{match[4]}", ""
+    )  # there may be no answer: the checker needs none
 
 
 def is_correct(problem: Problem, text: str) -> bool:
@@ -48,7 +50,11 @@ def is_correct(problem: Problem, text: str) -> bool:
     if not steps or steps[8] is None:
         return False
     a, middle, left, right, value = int(steps[1]), int(steps[4]), int(steps[5]), int(steps[7]), int(steps[8])
-    if result(a, steps[2], int(steps[3])) != middle or result(left, steps[6], right) != value or middle not in (left, right):
+    if (
+        result(a, steps[2], int(steps[3])) != middle
+        or result(left, steps[6], right) != value
+        or middle not in (left, right)
+    ):
         return False
     numbers, target = problem.prompt.split(":")
     used = sorted([a, int(steps[3]), right if left == middle else left])

@@ -23,7 +23,9 @@ def sample(rng: Random, size: int) -> Problem:
 def parse(prompt: str) -> Problem:
     match = re.fullmatch(r"\s*(\d{1,12})\s*/\s*([2-9])\s*=?\s*", prompt, re.ASCII)
     if not match or int(match[1]) % int(match[2]):
-        raise ValueError("a division problem looks like 8742/6: a divisor from 2 to 9 that leaves no remainder")
+        raise ValueError(
+            "a division problem looks like 8742/6: a divisor from 2 to 9 that leaves no remainder"
+        )
     return Problem(f"{match[1]}/{match[2]}", str(int(match[1]) // int(match[2])))
 
 

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 import tiktoken
 
 SPECIAL = ("<|user|>", "<|assistant|>", "<|end|>")  # two roles, and the end of a turn
-CORRECTION_REQUEST = "check"  # the whole second prompt: one token, and the same whether attempt 1 was right or wrong
-FEEDBACK_REQUEST = "judge"  # asks for feedback on the attempt before, "right" or "wrong": Self-Refine's first half
+CORRECTION_REQUEST = (
+    "check"  # the whole second prompt: one token, and the same whether attempt 1 was right or wrong
+)
+FEEDBACK_REQUEST = (
+    "judge"  # asks for feedback on the attempt before, "right" or "wrong": Self-Refine's first half
+)
 ALPHABET = string.digits + string.ascii_letters + string.punctuation + " \n"
 
 
@@ -50,7 +54,9 @@ class Tokenizer:
         """
         unknown = sorted(set(text) - set(self.alphabet)) if self.alphabet else []
         if unknown:
-            raise ValueError(f"the tokenizer has no token for {unknown[0]!r}: use letters, digits and punctuation of ASCII")
+            raise ValueError(
+                f"the tokenizer has no token for {unknown[0]!r}: use letters, digits and punctuation of ASCII"
+            )
         return self.encoding.encode_ordinary(unicodedata.normalize(self.form, text) if self.form else text)
 
     def user_turn(self, text: str, first: bool = True) -> list[int]:
@@ -59,7 +65,11 @@ class Tokenizer:
         def markup(text: str) -> list[int]:
             return self.encoding.encode(text, allowed_special="all")
 
-        return markup((self.begin if first else self.after) + self.user) + self.encode(text) + markup(self.assistant)
+        return (
+            markup((self.begin if first else self.after) + self.user)
+            + self.encode(text)
+            + markup(self.assistant)
+        )
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids. A model may have more ids than its tokenizer has tokens (rounded up): those are
@@ -84,7 +94,9 @@ def build_tokenizer(digits_per_token: int) -> Tokenizer:
     tiktoken first looks a whole piece of the split pattern up in the table, so a number needs no chain of
     merges.
     """
-    numbers = ("".join(t) for k in range(2, digits_per_token + 1) for t in itertools.product(string.digits, repeat=k))
+    numbers = (
+        "".join(t) for k in range(2, digits_per_token + 1) for t in itertools.product(string.digits, repeat=k)
+    )
     pieces = [*ALPHABET, *numbers, CORRECTION_REQUEST, FEEDBACK_REQUEST, "right", "wrong"]
     ranks = {piece.encode(): rank for rank, piece in enumerate(pieces)}
     encoding = tiktoken.Encoding(

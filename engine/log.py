@@ -54,7 +54,7 @@ def progress_line(stage, step: int, metrics: dict, pace: float) -> str:
     line += "  acc " + " -> ".join(f"{100 * metrics[f'acc_t{k}']:.0f}%" for k in turns)
     line += f"  changed {100 * metrics['change_rate']:.0f}%"
     line += "  KL " + " ".join(f"{metrics[f'kl_t{k}']:.2f}" for k in turns)
-    for name in ("truncated", "unparsable", "timeout"):
+    for name in ("truncated", "unparsable", "timeout", "unjudged"):
         if metrics.get(name, 0) >= 0.005:
             line += f"  {name} {100 * metrics[name]:.0f}%"
     return line + ("  (all advantages are 0: only the KL acts)" if metrics["no_signal"] else "")

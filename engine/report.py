@@ -16,7 +16,7 @@ COLUMNS = {
     "fix_rate": "fix rate",
     "change_rate": "changed",
 }
-UNJUDGED = ("truncated", "unparsable", "timeout")
+UNJUDGED = ("truncated", "unparsable", "timeout", "unjudged")
 
 
 def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
