@@ -1,28 +1,25 @@
 """Problems: what a task module holds, and how training and held-out problems are kept apart.
 
-A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it; nothing else needs to know of
-it.
+A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it; nothing else needs to know of it.
 
 A task that draws its problems has one constant and five functions. `data/addition.py` is the shortest:
 
-    DIGITS_PER_TOKEN                       how many digits make one token (1: digit by digit) sample(rng,
-    size) -> Problem           a random problem; `size` is its difficulty parse(prompt) -> Problem
-    the same from a text that a person typed; ValueError if it is not one is_correct(problem, text) -> bool
-    the checker: it takes any text and never runs it as code attempt(problem, kind, rng) -> Attempt a
-    demonstration; kind is "right", "near" (a near miss) or "far" (unrelated) honest(problem, text) -> Attempt
-    a sampled attempt with its working made true, or None if that can't be done
+    DIGITS_PER_TOKEN            how many digits make one token (1: digit by digit)
+    sample(rng, size)           a random Problem; `size` is its difficulty
+    parse(prompt)               the Problem of a text that a person typed; ValueError if it is not one
+    is_correct(problem, text)   the checker: True or False for any text; it never runs the text as code
+    attempt(problem, kind, rng) a demonstration, an Attempt: kind is "right", "near" (a near miss) or "far"
+    honest(problem, text)       the Attempt `text` with its working made true, or None if that can't be done
 
-Two more are optional and serve experiments/paper.py: `graded(text) -> str` is the part of an attempt that
-counts, so that votes can be counted, and `level(problem)` is a number for its difficulty.
+Two more are optional and serve experiments/paper.py: `graded(text)` is the part of an attempt that counts, so that
+votes can be counted, and `level(problem)` is a number for its difficulty.
 
-A task that reads its problems from files is for pretrained models (`data/gsm8k.py`, `math.py`, `mbpp.py`,
-`humaneval.py`):
+A task that reads its problems from files is for pretrained models (gsm8k, math, mbpp, humaneval):
 
-    CORRECTION_REQUEST                     the second prompt, the same whether the first attempt was right or
-    wrong FEEDBACK_REQUEST                       what eval.py --feedback asks before it (Self-Refine)
-    read(path, split) -> [Problem]         split is "train" or "test"; ValueError names the file, the row and
-    the fault verdicts(pairs) -> [str]               of (problem, text) pairs: "right", "wrong", "unparsable"
-    or "timeout" each
+    CORRECTION_REQUEST          the second prompt, the same whether the first attempt was right or wrong
+    FEEDBACK_REQUEST            what eval.py --feedback asks before it (Self-Refine)
+    read(path, split)           a list of Problems; split is "train" or "test"; ValueError names a bad row
+    verdicts(pairs)             of (problem, text) pairs: see `verdicts` below
 """
 
 import functools
@@ -161,7 +158,7 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
             found[problem.prompt] = problem
     else:
         raise ValueError(
-            f"only {len(found)} held-out problems exist at size={size}: ask for fewer (n={n}) or a larger size"
+            f"only {len(found)} held-out problems exist at size={size}: ask for fewer (n={n}) or raise size"
         )
     return list(found.values())
 
@@ -203,7 +200,7 @@ def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 def wrong_attempts(path: str | Path, task) -> list[Problem]:
-    """For offline repair: the problems of a file by eval.py --save whose first attempt is wrong, given with it.
+    """For offline repair: the problems of a file by eval.py --save with their wrong first attempts.
 
     The attempts are judged anew, because one that was cut off may hold the answer. Empty attempts are left
     out. ValueError if nothing is left.
