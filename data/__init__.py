@@ -1,6 +1,6 @@
 """Problems: what a task module holds, and how training and held-out problems are kept apart.
 
-A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it; nothing else needs to know of it.
+A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it there.
 
 A task that draws its problems has one constant and five functions. `data/addition.py` is the shortest:
 
@@ -11,8 +11,8 @@ A task that draws its problems has one constant and five functions. `data/additi
     attempt(problem, kind, rng) a demonstration, an Attempt: kind is "right", "near" (a near miss) or "far"
     honest(problem, text)       the Attempt `text` with its working made true, or None if that can't be done
 
-Two more are optional and serve experiments/paper.py: `graded(text)` is the part of an attempt that counts, so that
-votes can be counted, and `level(problem)` is a number for its difficulty.
+Two more are optional and serve experiments/paper.py: `graded(text)` is the part of an attempt that counts,
+for votes, and `level(problem)` is a number for its difficulty.
 
 A task that reads its problems from files is for pretrained models (gsm8k, math, mbpp, humaneval):
 
