@@ -1,5 +1,4 @@
-"""Evaluation: is the second attempt better than the first, and does the model read the first to make it
-better?
+"""Evaluation: is the second attempt better than the first, and does it read the first?
 
     python eval.py out/default                          report of a run: results.json, report.md, pictures
     python eval.py out/default/stage2.pt --show=10      metrics of one checkpoint, with transcripts
@@ -35,15 +34,14 @@ from train import Config, load_model, stages, token_scores
 
 
 def self_correction_metrics(correct, changed=None) -> dict:
-    """The paper's metrics from `correct` [N, turns >= 2] bool, one row a problem. Fractions, not percent.
+    """The paper's metrics, as fractions, from `correct` [N, turns >= 2] bool, one row a problem.
 
-    `acc_t1` and `acc_t2` are the accuracies of both attempts, `delta` their difference. `i_to_c` and `c_to_i`
-    are the fractions of ALL problems that go from wrong to right and from right to wrong, so that acc_t2 =
-    acc_t1 + i_to_c - c_to_i. Only `fix_rate` is a fraction of the problems with a wrong first attempt, i_to_c
-    / (1 - acc_t1), and NaN without any. `change_rate` is the mean of `changed` [N] bool (does the text
-    differ?), NaN if that is not given. `n` is N. `se` has the standard error of each, sqrt(mean((x - mean)^2)
-    / n) of its n values x. For `delta` these are the N differences: both attempts are at the same problem, so
-    the error is the paired one.
+    - acc_t1, acc_t2, delta: accuracy of the first and second attempts, and acc_t2 - acc_t1.
+    - i_to_c, c_to_i: fractions of ALL problems that go from wrong to right, and from right to wrong.
+    - fix_rate: i_to_c / (1 - acc_t1), the share of wrong first attempts that are mended. NaN without any.
+    - change_rate: the mean of `changed` [N] bool, whether the text differs. NaN if that is not given.
+    - n: N. se: the standard error of each, sqrt(mean((x - mean)^2) / len(x)) over its values x. The values of
+      delta are N differences, as both attempts are at the same problem: its error is the paired one.
     """
     first, second = np.asarray(correct, dtype=float)[:, :2].T  # [N] each
     values = {
@@ -96,8 +94,7 @@ def after_attempt(env: Environment, problem: Problem, attempt: str) -> list[int]
 def evaluate(
     model: GPT, c: Config, problems: list[Problem], turns=2, temperature=0.0, feedback=False
 ) -> tuple[dict, list]:
-    """All metrics of a model on problems, and its transcripts: (problem, texts [turns], correct [turns])
-    each.
+    """All metrics of a model on problems, and transcripts: (problem, texts [turns], correct [turns]) each.
 
     Problems with a given first attempt are for offline repair: it takes the place of turn 1.
     """
@@ -126,8 +123,7 @@ def drift(model: GPT, base: GPT, c: Config, problems: list[Problem]) -> float:
     """How far the first attempt has moved: KL(model || base) of one sampled at temperature 1, in nats."""
     env, total = make_environment(c, training=False), 0.0
     rollout = answer(model, c, env, env.prompts(problems), 1, 1.0)
-    micros = zip(rollout.ids.split(c.micro_batch), rollout.masks[:, 0].split(c.micro_batch), strict=True)
-    for ids, mask in micros:
+    for ids, mask in zip(rollout.ids.split(64), rollout.masks[:, 0].split(64), strict=True):
         total += token_scores(model, base, ids, mask, 1.0)[1].sum().item()
     return total / len(problems)
 
