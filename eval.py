@@ -7,6 +7,8 @@
 All figures are on held-out problems. Greedy by default, as in the paper. All sampling has seeds of its own.
 """
 
+import engine.interrupt  # noqa: F401, I001 (before the slow imports)
+
 import dataclasses
 import json
 import math
@@ -17,7 +19,7 @@ from random import Random
 import numpy as np
 import torch
 
-from data import Environment, Problem, held_out_problems, load_task, wrong_attempts
+from data import Environment, Problem, held_out_problems, load_task, posed_problem, wrong_attempts
 from data.demonstrations import swapped_attempts
 from engine.build import make_environment, pick_device
 from engine.cli import run_script
@@ -72,9 +74,7 @@ def edit_distance_ratio(a: str, b: str) -> float:
     return (total - 2 * common[-1]) / total if total else 0.0
 
 
-def answer(
-    model: GPT, c: Config, env: Environment, prompts: list, turns: int, temperature: float, feedback=False
-) -> Rollout:
+def answer(model: GPT, c: Config, env: Environment, prompts, turns, temperature, feedback=False) -> Rollout:
     """The model's dialogues on prompts, from a generator of their own: they don't disturb training or each
     other.
 
@@ -87,13 +87,11 @@ def answer(
 
 def after_attempt(env: Environment, problem: Problem, attempt: str) -> list[int]:
     """The prompt of turn 2 after an attempt that the model may not have made."""
-    text = [*env.tokenizer.encode(attempt), env.tokenizer.end_id]
-    return env.tokenizer.user_turn(problem.prompt) + text + env.correction_request
+    first = env.tokenizer.user_turn(problem.prompt) + env.tokenizer.encode(attempt)
+    return [*first, env.tokenizer.end_id, *env.correction_request]
 
 
-def evaluate(
-    model: GPT, c: Config, problems: list[Problem], turns=2, temperature=0.0, feedback=False
-) -> tuple[dict, list]:
+def evaluate(model: GPT, c: Config, problems, turns=2, temperature=0.0, feedback=False) -> tuple[dict, list]:
     """All metrics of a model on problems, and transcripts: (problem, texts [turns], correct [turns]) each.
 
     Problems with a given first attempt are for offline repair: it takes the place of turn 1.
@@ -104,12 +102,11 @@ def evaluate(
         raise ValueError("offline repair needs an attempt for every problem, 2 or more turns, no --feedback")
     prompts = [after_attempt(env, p, p.given) for p in problems] if repair else env.prompts(problems)
     rollout = answer(model, c, env, prompts, turns - repair, temperature, feedback)
-    texts, ended = [row[::stride] for row in rollout.texts], rollout.ended[:, ::stride]
+    texts, ended = [row[::stride] for row in rollout.texts], rollout.ended[:, ::stride].cpu()
     if repair:
         texts = [[g, *row] for g, row in zip(given, texts, strict=True)]
         ended = torch.cat((torch.ones_like(ended[:, :1]), ended), dim=1)
     correct, unjudged = correctness(env.task, problems, texts, ended)
-    correct = correct.cpu()
     metrics = {"n": len(problems), "acc_t1": correct[:, 0].double().mean().item()}
     if turns > 1:
         metrics = self_correction_metrics(correct, [row[0] != row[1] for row in texts])
@@ -147,8 +144,7 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     for name, attempts in swapped.items():
         prompts = [after_attempt(env, p, text) for p, text in zip(problems, attempts, strict=True)]
         rollout = answer(model, c, env, prompts, 1, 0.0)
-        correct, _ = correctness(env.task, problems, rollout.texts, rollout.ended)
-        values[name] = correct[:, 0].cpu().numpy()
+        values[name] = correctness(env.task, problems, rollout.texts, rollout.ended.cpu())[0][:, 0].numpy()
     wrong_first = np.array([not correct[0] for _, _, correct in transcripts])
     result = {}
     for group, rows in (("all", wrong_first >= 0), ("wrong_first", wrong_first)):
@@ -160,7 +156,9 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
 def report(folder: Path, device: torch.device) -> None:
     """Evaluates a run's checkpoints and writes its report."""
     if not (folder / "base.pt").exists():
-        raise ValueError(f"{folder} has no checkpoint base.pt: give the folder of a run that train.py made")
+        raise ValueError(
+            f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
+        )
     results, (base, c) = {}, load_model(folder / "base.pt", device)
     names = dict.fromkeys(["base", *(stage.name for stage in stages(c))])
     for name in [name for name in names if (folder / f"{name}.pt").exists()]:
@@ -189,11 +187,11 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
         return print(export(model, c, o.export))
     task = load_task(c.task)
     if o.problem is not None:
-        if not hasattr(task, "parse"):
-            raise ValueError(f"task={c.task} can't judge a problem of yours: it needs a reference answer")
-        problems = [task.parse(o.problem)]
+        problems = [posed_problem(task, o.problem)]
     else:
         problems = wrong_attempts(o.repair, task) if o.repair else held_out_of(c, o.n or c.eval_n)
+    if o.save:
+        Path(o.save).touch()  # an error now rather than after the evaluation
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
         save_transcripts(o.save, transcripts)

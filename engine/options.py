@@ -15,6 +15,10 @@ def option(default, why: str, low: float = -math.inf, high: float = math.inf, ch
     return dataclasses.field(default=default, metadata=dict(why=why, low=low, high=high, choices=choices))
 
 
+class UsageError(ValueError):
+    """A fault in the words of the command line. A script ends with exit code 2 then."""
+
+
 def require(condition, message: str) -> None:
     """ValueError with the message, which should name the mend, unless the condition holds."""
     if not condition:
@@ -39,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line, without the long usage."""
 
     def error(self, message: str):
-        raise ValueError(message)
+        raise UsageError(message)
 
 
 def parse_options(cls: type, argv: list[str], description: str, epilog: str = "", **other: dict) -> dict:
@@ -67,7 +71,7 @@ def parse_options(cls: type, argv: list[str], description: str, epilog: str = ""
                 add_field(group, field)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ValueError(explain(unknown[0], [field.name for field in dataclasses.fields(cls)]))
+        raise UsageError(explain(unknown[0], [field.name for field in dataclasses.fields(cls)]))
     return vars(given)
 
 
