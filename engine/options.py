@@ -34,9 +34,9 @@ def check_values(settings) -> None:
             require(value in limits["choices"], f"{field.name}={value!r}: choose {choices}")
         if field.type in (int, float) and value is not None:
             low, high = limits["low"], limits["high"]
-            allowed = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
             require(math.isfinite(value), f"{field.name}={value}: it must be finite")
-            require(low <= value <= high, f"{field.name}={value}: it must be {allowed}")
+            require(value >= low, f"{field.name}={value}: it must be {low:g} or more")
+            require(value <= high, f"{field.name}={value}: it must be {high:g} or less")
 
 
 class Parser(argparse.ArgumentParser):
