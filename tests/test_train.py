@@ -400,7 +400,7 @@ def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
         (["--dim=30"], "multiple of 2 * n_head"),
         (["--stage2_weight2=0"], "alpha must be 0"),
         (["--stage2_weight1=0", "--gamma=0.5"], "gamma must be 0"),
-        (["--turns=1"], "2 to 6"),
+        (["--turns=1"], "it must be 2 or more"),
         (["--turns=3", "--offline_share=0.5"], "offline_share=0"),
         (["--name=a/b"], "use --out"),
         (["--preset=huge"], "choose from"),
