@@ -205,8 +205,11 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
 
 
 def main() -> None:
-    path = dict(help="a checkpoint, or the folder of a run for its whole report")
-    given = parse_options(EvalOptions, sys.argv[1:], __doc__, path=path)
+    usage, path = (
+        "python eval.py PATH [--key=value ...]",
+        dict(help="a checkpoint, or a run's folder: its report"),
+    )
+    given = parse_options(EvalOptions, sys.argv[1:], usage, __doc__, path=path)
     path, o = given.pop("path"), EvalOptions(**given)
     if not Path(path).is_dir():
         return show_checkpoint(path, o)

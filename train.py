@@ -164,15 +164,14 @@ def problem_number(c: Config, key: tuple[int, int], row: int) -> int:
 
 
 def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: str) -> Tensor:
-    """Each turn's return minus the mean return of comparable other rollouts, [B, K] (RLOO, Ahmadian et al.
-    2024).
+    """Each turn's return minus the mean return of comparable other rollouts, [B, K].
 
-    `returns` [B, K]; `correct` [B, K] bool; `problem_of` [B]. With `baseline` "rloo", comparable are the
-    other rollouts of the same problem. With "by_outcome" (ours) they are the other rollouts whose attempt
-    *before* the turn had the same outcome; in turn 1, before which there is no attempt, all others. That
-    outcome is known before the turn is sampled, so the baseline stays unbiased. The bonus contains -alpha *
-    r1. Turn 2 cannot change r1, so it is noise there, and this comparison cancels it. With nothing to
-    compare, the baseline is 0.
+    This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K]; `correct` [B, K] bool; `problem_of`
+    [B]. With `baseline` "rloo", comparable are the other rollouts of the same problem. With "by_outcome"
+    (ours) they are the other rollouts whose attempt *before* the turn had the same outcome; in turn 1, before
+    which there is no attempt, all others. That outcome is known before the turn is sampled, so the baseline
+    stays unbiased. The bonus contains -alpha * r1. Turn 2 cannot change r1, so it is noise there, and this
+    comparison cancels it. With nothing to compare, the baseline is 0.
     """
     columns = []
     for turn in range(returns.shape[1]):

@@ -46,19 +46,22 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def parse_options(cls: type, argv: list[str], description: str, epilog: str = "", **other: dict) -> dict:
+def parse_options(cls: type, argv: list[str], usage: str, text: str, epilog: str = "", **other: dict) -> dict:
     """What the words of the command line set, by name. What was not given is missing.
 
-    The fields of the dataclass `cls` are written --key=value; a bool may also stand alone for true. `other`
-    are further arguments by name, with what argparse's add_argument takes. ValueError, in one line, names the
-    mend of a bad word.
+    `usage`, `text` and `epilog` are for --help. The fields of the dataclass `cls` are written --key=value; a
+    bool may also stand alone for true. `other` are further arguments by name, with what argparse's
+    add_argument takes. ValueError, in one line, names the mend of a bad word.
     """
     parser = Parser(
-        description=description,
+        usage=usage,
+        description=text,
         epilog=epilog,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=30, width=118
+        ),
     )
     for name, settings in other.items():
         parser.add_argument(name, **settings)
@@ -92,9 +95,8 @@ def add_field(group, field: dataclasses.Field) -> None:
     default = "" if field.default in (None, "") else f" (default: {field.default})"
     alone = dict(nargs="?", const=True) if field.type is bool else {}  # --json for --json=true
     reason = field.metadata["why"].replace("%", "%%")
-    group.add_argument(
-        f"--{field.name}", type=read, metavar=field.type.__name__.upper(), help=reason + default, **alone
-    )
+    metavar = "|".join(field.metadata["choices"]) or field.type.__name__.upper()
+    group.add_argument(f"--{field.name}", type=read, metavar=metavar, help=reason + default, **alone)
 
 
 def explain(word: str, names: list[str]) -> str:

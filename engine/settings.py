@@ -123,11 +123,12 @@ class EvalOptions:
         check_values(self)
 
 
-def parse_args(argv: list[str], Config: type, description: str) -> tuple[Settings, str]:
+def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
     """The Config of the command line, and the folder to resume ("" for none). Overrides are printed.
 
     ValueError names the mend of a bad word.
     """
+    usage = "python train.py [--preset=NAME] [--key=value ...] | --resume=FOLDER"
     presets = []
     for name, values in PRESETS.items():
         presets.append(f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items()))
@@ -135,7 +136,7 @@ def parse_args(argv: list[str], Config: type, description: str) -> tuple[Setting
         "--preset": dict(choices=PRESETS, metavar="NAME", help="start from a set of settings, listed below"),
         "--resume": dict(metavar="FOLDER", help="go on with the stopped run in this folder"),
     }
-    given = parse_options(Config, argv, description, "\n".join(["presets:", *presets]), **other)
+    given = parse_options(Config, argv, usage, text, "\n".join(["presets:", *presets]), **other)
     require(given.get("resume", "no") != "", "--resume=FOLDER: name the folder of the stopped run")
     resume, preset = given.pop("resume", ""), given.pop("preset", "")
     alone = not (given or preset)
