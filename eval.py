@@ -138,9 +138,8 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     """
     env, problems = make_environment(c, training=False), [p for p, _, _ in transcripts]
     own = [texts[0] for _, texts, _ in transcripts]
-    swapped, values = swapped_attempts(env.task, problems, own, Random(c.seed)), {}
-    if "checked" in swapped:
-        values["true_checks"] = np.array(swapped["checked"]) == np.array(own)
+    swapped = swapped_attempts(env.task, problems, own, Random(c.seed))
+    values = {"true_checks": np.array(swapped["checked"]) == np.array(own)} if "checked" in swapped else {}
     for name, attempts in swapped.items():
         prompts = [after_attempt(env, p, text) for p, text in zip(problems, attempts, strict=True)]
         rollout = answer(model, c, env, prompts, 1, 0.0)
@@ -205,10 +204,7 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
 
 
 def main() -> None:
-    usage, path = (
-        "python eval.py PATH [--key=value ...]",
-        dict(help="a checkpoint, or a run's folder: its report"),
-    )
+    usage, path = "python eval.py PATH [--key=value ...]", dict(help="a checkpoint, or the folder of a run")
     given = parse_options(EvalOptions, sys.argv[1:], usage, __doc__, path=path)
     path, o = given.pop("path"), EvalOptions(**given)
     if not Path(path).is_dir():
