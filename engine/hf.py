@@ -348,7 +348,7 @@ def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch
 
 
 def save_pretrained(model: GPT, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, which `from_pretrained` and transformers read back to the
+    """Writes config.json and model.safetensors, which `load_pretrained` and transformers read back to the
     same logits.
     """
     try:
@@ -370,4 +370,4 @@ def save_pretrained(model: GPT, folder: str | Path) -> None:
         Path(folder) / "model.safetensors",
         {"format": "pt"},
     )
-    (Path(folder) / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    (Path(folder) / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
