@@ -38,13 +38,12 @@ BASE = Config(
     batch=ROWS, micro_batch=2, base_lr=0.005, lr=0.005, stage2_lr=0.005, optimizer="adamw", save_every=1,
     device="cpu", report=False,
 )  # fmt: skip
-# bfloat16 rounds a weight's gradient once a micro-batch. So each micro-batch there is one row: then one process
-# and two ranks have the same micro-batches.
+# bfloat16 rounds a weight's gradient once a micro-batch. So each micro-batch there is one row: then one
+# process and two ranks have the same micro-batches.
 CASES = {
     "plain": {},
-    "rloo, muon": dict(
-        baseline="rloo", samples_per_problem=3, optimizer="muon"
-    ),  # a problem is on both ranks
+    # The rollouts of the second problem are on both ranks.
+    "rloo, muon": dict(baseline="rloo", samples_per_problem=3, optimizer="muon"),
     "masters": dict(dtype="bfloat16", micro_batch=1),
     "lora, offline": dict(init="tied.pt", lora=2, dtype="bfloat16", micro_batch=1, offline_share=0.5),
     "tied": dict(init="tied.pt", recompute=True),
