@@ -42,7 +42,7 @@ def run(folder: Path, name: str, **settings) -> dict[str, list[float]]:
 
 
 def test_plain_rl_raises_both_turns_and_stage_1_raises_turn_2_alone(tmp_path, monkeypatch):
-    """Accuracies are of sampled attempts, 64 a step: the mean of ten steps is off by about 0.02. A policy that
+    """Accuracies are of 64 sampled attempts a step: the mean of ten steps is off by about 0.02. A policy that
     says large digits alone has a KL of ln 2 = 0.69 to the base.
     """
     (tmp_path / "large_digit.py").write_text(LARGE_DIGIT, encoding="utf-8")

@@ -65,7 +65,7 @@ def batch_of(first: tuple, second: tuple) -> dict:
     return {"ids": torch.tensor([ids]), "masks": masks, "advantages": torch.tensor([worth(first, second)])}
 
 
-@pytest.mark.parametrize("betas", [(0.0, 0.0), (0.7, 0.3)], ids=["reward", "reward and KL"])
+@pytest.mark.parametrize("betas", [(0.0, 0.0), (0.7, 0.3)], ids=["reward", "kl"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_mean_gradient_is_that_of_the_objective(policy, reference, betas, temperature):
     """Of -E[r1] - E[r2] + betas[0] KL_1 + betas[1] KL_2, where turn 2 takes its context as it comes. The mean
