@@ -14,16 +14,20 @@ Results go to out/mutants.jsonl. They count as long as no Python file of the pro
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "out" / "mutants.jsonl"
@@ -1004,6 +1008,8 @@ def run(tree: Path, mutants: list[Mutant], edits: dict[str, str], results: dict,
     effective = [m for m in mutants if not m.equivalent]
     if not effective:
         return
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    torch.nn.init.normal_(torch.empty(1, device="meta"))  # the first time this loads modules for seconds
     needed = sorted({test for m in effective for test in m.tests})
     print(f"{len(effective)} mutants. First their tests without an edit: {' '.join(needed)}", flush=True)
     code, failed = run_tests(tree, needed)
@@ -1024,20 +1030,30 @@ def run(tree: Path, mutants: list[Mutant], edits: dict[str, str], results: dict,
         print(f"{i}/{len(effective)} {m.file} {m.name}: {said} ({times})", flush=True)
 
 
-def run_tests(tree: Path, tests: tuple[str, ...] | list[str]) -> tuple[int, str]:
+def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
     """pytest's exit code, and the first test that failed or the module that could not be imported."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
+    log = tree.with_name("log")
+    process = multiprocessing.get_context("fork").Process(target=run_pytest, args=(tree, tests, log))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
         return 1, f"no test, but they hang: more than {SECONDS} s"
-    if done.returncode not in (0, 1, 2):  # 2: the edited module can't be imported
-        sys.exit(f"error: pytest {' '.join(tests)}: {(done.stdout + done.stderr).strip()[-500:]}")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    return done.returncode, failed[1].removeprefix("tests/") if failed else ""
+    said = log.read_text(encoding="utf-8")
+    if process.exitcode not in (0, 1, 2):  # 2: the edited module can't be imported
+        sys.exit(f"error: pytest {' '.join(tests)}: {said.strip()[-500:]}")
+    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", said, re.MULTILINE)
+    return process.exitcode, failed[1] if failed else ""
+
+
+def run_pytest(tree: Path, tests: Sequence[str], log: Path) -> None:
+    """Runs in a process of its own. It inherits torch, so no mutant waits for the import."""
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(tree)
+    sys.path[0], sys.dont_write_bytecode = str(tree), True
+    sys.exit(int(pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests])))
 
 
 def print_table(mutants: list[Mutant], results: dict) -> None:
