@@ -34,7 +34,7 @@ RESULTS = ROOT / "out" / "mutants.jsonl"
 NOT_COPIED = (".git", ".venv", "out", "build", "__pycache__", "*.egg-info", ".pytest_cache", ".ruff_cache")
 SECONDS = 600  # a mutant whose tests take longer counts as caught: it hangs
 
-WIRING, EVAL, LEARNING = "tests/test_wiring.py", "tests/test_eval.py", "tests/test_learning.py"
+EVAL, LEARNING = "tests/test_eval.py", "tests/test_learning.py"
 LOSS, TWO_TOKENS, ROLLOUT = "tests/test_loss.py", "tests/test_loss_two_tokens.py", "tests/test_rollout.py"
 DECODE, MODEL, REWARDS, DATA = (f"tests/test_{n}.py" for n in ("decode", "model", "rewards", "data"))
 TRAIN, PRETRAINED, RANKS = (f"tests/test_{name}.py" for name in ("train", "pretrained", "distributed"))
@@ -55,6 +55,10 @@ MUTANTS: list[Mutant] = []
 
 def mutant(name: str, what: str, file: str, old: str, new: str, *tests: str, equivalent: str = "") -> None:
     MUTANTS.append(Mutant(name, what, file, old, new, tests, equivalent))
+
+
+def wiring(name: str) -> str:
+    return f"tests/test_wiring.py::test_{name}"
 
 
 # fmt: off
@@ -82,15 +86,18 @@ mutant(
 )
 mutant(
     "stage2-reference", "Stage II is held to the end of Stage I, not to the base", "train.py",
-    "weights, c.alpha, c.gamma, betas))", "weights, c.alpha, c.gamma, betas, reference))", WIRING,
+    "weights, c.alpha, c.gamma, betas))", "weights, c.alpha, c.gamma, betas, reference))",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "stage2-rate", "Stage II learns at Stage I's rate", "train.py",
-    "two, c.stage2_lr, weights", "two, c.lr, weights", WIRING,
+    "two, c.stage2_lr, weights", "two, c.lr, weights",
+    wiring("optimizers_get_the_rates_of_their_stage"),
 )
 mutant(
     "base-rate", "the base learns at Stage I's rate", "train.py",
-    'Stage("base", c.base_steps, c.base_lr)', 'Stage("base", c.base_steps, c.lr)', WIRING,
+    'Stage("base", c.base_steps, c.base_lr)', 'Stage("base", c.base_steps, c.lr)',
+    wiring("optimizers_get_the_rates_of_their_stage"),
 )
 mutant(
     "stage2-beta-of-an-unrewarded-turn", "a turn of weight 0 in Stage II still has its KL", "train.py",
@@ -114,49 +121,59 @@ mutant(
 mutant(
     "same-noise-in-every-step", "the sampling seed is the same in every step", "train.py",
     "problems, len(stage.weights), key, reference)", "problems, len(stage.weights), key[:1], reference)",
-    WIRING,
+    wiring("every_step_samples_with_its_own_noise"),
 )
 mutant(
     "same-problems-in-every-step", "every step has the same problems", "train.py",
-    "(stage_index * 10**6 + step) * problems_a_step", "(stage_index * 10**6) * problems_a_step", WIRING,
+    "(stage_index * 10**6 + step) * problems_a_step", "(stage_index * 10**6) * problems_a_step",
+    wiring("every_step_and_every_stage_has_its_own_problems"),
 )
 mutant(
     "same-problems-in-every-stage", "every stage has the same problems", "train.py",
-    "(stage_index * 10**6 + step) * problems_a_step", "step * problems_a_step", WIRING,
+    "(stage_index * 10**6 + step) * problems_a_step", "step * problems_a_step",
+    wiring("every_step_and_every_stage_has_its_own_problems"),
 )
 mutant(
     "problems-of-the-base", "RL has the problems of the base's demonstrations", "train.py",
-    "return 10**9 + (", "return (", WIRING,
+    "return 10**9 + (", "return (",
+    wiring("every_step_and_every_stage_has_its_own_problems"),
 )
 mutant(
     "samples-of-unlike-problems", "the samples of a problem are of different problems", "train.py",
-    "* problems_a_step + row // c.samples_per_problem", "* problems_a_step + row", WIRING,
+    "* problems_a_step + row // c.samples_per_problem", "* problems_a_step + row",
+    wiring("every_step_and_every_stage_has_its_own_problems"),
 )
 mutant(
     "rloo-groups", "rloo compares nothing: every row is a problem of its own", "train.py",
-    "device=correct.device) // c.samples_per_problem", "device=correct.device)", WIRING,
+    "device=correct.device) // c.samples_per_problem", "device=correct.device)",
+    wiring("advantages_of_a_batch_by_hand"),
 )
 mutant(
     "reference-samples", "the reference makes the dialogues, not the policy", "train.py",
     "training_rollouts(c, env, policy, problems, len(stage.weights), key, reference)",
-    "training_rollouts(c, env, reference, problems, len(stage.weights), key, reference)", WIRING,
+    "training_rollouts(c, env, reference, problems, len(stage.weights), key, reference)",
+    wiring("the_policy_samples_and_the_reference_makes_the_offline_attempts"),
 )
 mutant(
     "bonus-in-every-stage", "the rewards have the bonus in every stage", "train.py",
-    "rollout, stage.weights, stage.alpha)", "rollout, stage.weights, c.alpha)", WIRING,
+    "rollout, stage.weights, stage.alpha)", "rollout, stage.weights, c.alpha)",
+    wiring("advantages_of_a_batch_by_hand"),
 )
 mutant(
     "gamma-1-in-stage1", "Stage I credits turn 1 with turn 2's return", "train.py",
     "turn_returns(all_rewards, stage.gamma)",
-    'turn_returns(all_rewards, 1.0 if stage.name == "stage1" else stage.gamma)', WIRING,
+    'turn_returns(all_rewards, 1.0 if stage.name == "stage1" else stage.gamma)',
+    wiring("advantages_of_a_batch_by_hand"),
 )
 mutant(
     "gamma-ignored", "gamma has no effect", "train.py",
-    "turn_returns(all_rewards, stage.gamma)", "turn_returns(all_rewards, 0.0)", WIRING,
+    "turn_returns(all_rewards, stage.gamma)", "turn_returns(all_rewards, 0.0)",
+    wiring("advantages_of_a_batch_by_hand"),
 )
 mutant(
     "baseline-ignored", "the baseline is by_outcome, whatever the setting", "train.py",
-    "all_correct, problem_of, c.baseline)", 'all_correct, problem_of, "by_outcome")', WIRING,
+    "all_correct, problem_of, c.baseline)", 'all_correct, problem_of, "by_outcome")',
+    wiring("advantages_of_a_batch_by_hand"),
 )
 mutant(
     "advantages-of-rank-0", "every process takes rank 0's advantages", "train.py",
@@ -199,7 +216,8 @@ mutant(
 mutant(
     "loss-rows-of-micro-batch", "the loss is divided by the micro-batch's rows", "train.py",
     "loss = (beta * kl - credit * log_probs).sum() / rows",
-    "loss = (beta * kl - credit * log_probs).sum() / len(ids)", WIRING,
+    "loss = (beta * kl - credit * log_probs).sum() / len(ids)",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "advantage-sign", "what is good becomes rarer", "train.py",
@@ -296,66 +314,79 @@ mutant(
 # ---------------------------------------------------------------------------------- train.py: the loop
 
 mutant(
-    "no-warm-up", "the first step has a rate of 0", "train.py", "(step + 1) / 10,", "step / 10,", WIRING,
+    "no-warm-up", "the first step has a rate of 0", "train.py", "(step + 1) / 10,", "step / 10,",
+    wiring("optimizers_get_the_rates_of_their_stage"),
 )
 mutant(
     "decay-from-the-start", "the rate falls from a stage's first step", "train.py",
-    "2 * (1 - step / stage.steps)", "1 - step / stage.steps", WIRING,
+    "2 * (1 - step / stage.steps)", "1 - step / stage.steps",
+    wiring("a_stage_decays_over_its_second_half"),
 )
 mutant(
     "constant-rate", "the loop does not use the schedule", "train.py",
-    "run.update(stage, step, learning_rate(stage, step),", "run.update(stage, step, stage.lr,", WIRING,
+    "run.update(stage, step, learning_rate(stage, step),", "run.update(stage, step, stage.lr,",
+    wiring("optimizers_get_the_rates_of_their_stage"),
 )
 mutant(
     "schedule-restarts", "the schedule starts anew at resume", "train.py",
     "run.update(stage, step, learning_rate(stage, step),",
-    "run.update(stage, step, learning_rate(stage, step - run.first_step),", WIRING,
+    "run.update(stage, step, learning_rate(stage, step - run.first_step),",
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "policy-as-reference", "the KL is against the policy itself", "train.py",
-    "policy_loss(policy, reference, micro,", "policy_loss(policy, policy, micro,", WIRING,
+    "policy_loss(policy, reference, micro,", "policy_loss(policy, policy, micro,",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "loop-without-betas", "the loop drops the KL weights", "train.py",
-    "micro, stage.betas, c.temperature,", "micro, (0.0,) * len(stage.betas), c.temperature,", WIRING,
+    "micro, stage.betas, c.temperature,", "micro, (0.0,) * len(stage.betas), c.temperature,",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "loop-without-temperature", "the loss is at temperature 1", "train.py",
-    "micro, stage.betas, c.temperature,", "micro, stage.betas, 1.0,", WIRING,
+    "micro, stage.betas, c.temperature,", "micro, stage.betas, 1.0,",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "loop-divides-by-micro-rows", "the loop gives the micro-batch's number of rows", "train.py",
-    "c.temperature, c.batch)", 'c.temperature, len(micro["ids"]))', WIRING,
+    "c.temperature, c.batch)", 'c.temperature, len(micro["ids"]))',
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "supervised-micro-tokens", "the loop gives the micro-batch's number of tokens", "train.py",
     "supervised_loss(policy, micro, tokens)",
-    'supervised_loss(policy, micro, int(micro["masks"][:, :, 1:].sum()))', WIRING,
+    'supervised_loss(policy, micro, int(micro["masks"][:, :, 1:].sum()))',
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "last-micro-batch-only", "only the last micro-batch has a gradient", "train.py",
     '                loss.backward()\n                sums.update({"loss": loss.item(), **parts})\n',
-    '                sums.update({"loss": loss.item(), **parts})\n            loss.backward()\n', WIRING,
+    '                sums.update({"loss": loss.item(), **parts})\n            loss.backward()\n',
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "clip-each-micro-batch", "the gradient is clipped after each micro-batch", "train.py",
     "                loss.backward()\n",
     "                loss.backward()\n"
-    "                torch.nn.utils.clip_grad_norm_(policy.parameters(), c.max_grad_norm)\n", WIRING,
+    "                torch.nn.utils.clip_grad_norm_(policy.parameters(), c.max_grad_norm)\n",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "logged-loss-of-the-last-micro-batch", "the logged loss is that of the last micro-batch", "train.py",
-    'sums.update({"loss": loss.item(), **parts})', 'sums = Counter({"loss": loss.item(), **parts})', WIRING,
+    'sums.update({"loss": loss.item(), **parts})', 'sums = Counter({"loss": loss.item(), **parts})',
+    wiring("what_is_logged_is_of_the_whole_batch"),
 )
 mutant(
     "stage-not-ended", "a stage's last weights are not saved", "train.py",
-    "        run.end_stage(index, stage)\n", "        pass\n", WIRING,
+    "        run.end_stage(index, stage)\n", "        pass\n",
+    wiring("each_stage_goes_on_from_the_last_one_with_fresh_optimizers"),
 )
 mutant(
     "curve-of-one-step", "the learning curve shows another step's dialogues", "train.py",
     "rollout_batch(c, MEASURE, key, env, policy, policy)",
     "rollout_batch(c, MEASURE, (0, 0), env, policy, policy)",
-    WIRING,
+    wiring("the_learning_curve_of_the_base_is_of_its_own_steps"),
 )
 
 # ---------------------------------------------------------------------------------- rewards.py
@@ -371,7 +402,8 @@ mutant(
 mutant(
     "bonus-weighted", "the bonus is multiplied by the turn's weight", "rewards.py",
     "rewards[:, 1:] += alpha * (r[:, 1:] - r[:, :-1])",
-    "rewards[:, 1:] += alpha * (r[:, 1:] - r[:, :-1]) * torch.tensor(weights)[1:]", WIRING,
+    "rewards[:, 1:] += alpha * (r[:, 1:] - r[:, :-1]) * torch.tensor(weights)[1:]",
+    wiring("the_bonus_is_not_multiplied_by_the_turns_weight"),
 )
 mutant(
     "return-of-the-next-reward", "a return looks one turn ahead only", "rewards.py",
@@ -383,11 +415,13 @@ mutant(
 )
 mutant(
     "unparsable-is-right", "all but wrong is right", "rewards.py",
-    'verdict == "right"', 'verdict != "wrong"', WIRING,
+    'verdict == "right"', 'verdict != "wrong"',
+    wiring("only_the_verdict_right_is_right"),
 )
 mutant(
     "truncated-share", "the share of attempts cut off is that of the others", "rewards.py",
-    '"truncated": 1 - len(judged) / ended.numel()', '"truncated": len(judged) / ended.numel()', WIRING,
+    '"truncated": 1 - len(judged) / ended.numel()', '"truncated": len(judged) / ended.numel()',
+    wiring("only_the_verdict_right_is_right"),
 )
 
 # ---------------------------------------------------------------------------------- rollout.py
@@ -428,7 +462,8 @@ mutant(
 )
 mutant(
     "impossible-token", "a token of probability 0 can be sampled", "rollout.py",
-    "(1 - uniform[:, None]) * cumulative", "uniform[:, None] * cumulative", WIRING,
+    "(1 - uniform[:, None]) * cumulative", "uniform[:, None] * cumulative",
+    wiring("a_token_of_probability_0_is_never_sampled"),
 )
 mutant(
     "sampler-without-generator", "the sampler uses the global random numbers", "rollout.py",
@@ -551,16 +586,19 @@ mutant(
 )
 mutant(
     "answer-in-the-prompt", "the first prompt holds the answer", "data/__init__.py",
-    "self.tokenizer.user_turn(p.prompt) for", "self.tokenizer.user_turn(p.prompt + p.answer) for", WIRING,
+    "self.tokenizer.user_turn(p.prompt) for", "self.tokenizer.user_turn(p.prompt + p.answer) for",
+    wiring("prompts_show_the_problem_and_ask_all_the_same"),
 )
 mutant(
     "seed-without-its-last-key", "seeds do not depend on the step", "data/__init__.py",
-    'Random("/".join(map(str, key)))', 'Random("/".join(map(str, key[:-1])))', WIRING,
+    'Random("/".join(map(str, key)))', 'Random("/".join(map(str, key[:-1])))',
+    wiring("every_step_samples_with_its_own_noise"),
 )
 mutant(
     "feedback-as-request", "turn 2 is asked for as feedback is", "data/__init__.py",
     'text = getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)',
-    'text = getattr(self.task, "CORRECTION_REQUEST", FEEDBACK_REQUEST)', WIRING,
+    'text = getattr(self.task, "CORRECTION_REQUEST", FEEDBACK_REQUEST)',
+    wiring("prompts_show_the_problem_and_ask_all_the_same"),
 )
 mutant(
     "wrong-answers-taught", "the base learns its demonstrations' wrong answers", "data/demonstrations.py",
@@ -679,13 +717,14 @@ mutant(
     "stage1-as-reference", "the loader takes Stage I's end as Stage II's reference", RUN,
     '    reference = load_model(folder / f"{stage.reference}.pt"',
     '    name = "stage1" if stage.name == "stage2" else stage.reference\n'
-    '    reference = load_model(folder / f"{name}.pt"', WIRING,
+    '    reference = load_model(folder / f"{name}.pt"',
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "live-reference", "the reference is the policy itself: no KL", RUN,
     '    if c.lora and stage.reference == "base":\n',
     '    if not c.lora:\n        return policy\n    if c.lora:\n',
-    WIRING,
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "lora-reference", "with LoRA the reference has the adapters", RUN,
@@ -701,37 +740,45 @@ mutant(
     "stage2-from-the-base", "Stage II starts from the base", RUN,
     "        if stage.weights is None:\n            return None\n",
     "        if stage.weights is None:\n            return None\n"
-    '        self.policy.load_state_dict(load(self.folder / "base.pt")["model"], strict=False)\n', WIRING,
+    '        self.policy.load_state_dict(load(self.folder / "base.pt")["model"], strict=False)\n',
+    wiring("each_stage_goes_on_from_the_last_one_with_fresh_optimizers"),
 )
 mutant(
     "optimizer-state-lost", "a resumed run has fresh optimizers", RUN,
-    'self.state["optimizers"] if resumed else None', "None", WIRING,
+    'self.state["optimizers"] if resumed else None', "None",
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "stage-restarts-at-resume", "a resumed run begins its stage anew", RUN,
-    'self.state["step"] if resumed else 0', "0", WIRING,
+    'self.state["step"] if resumed else 0', "0",
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "later-stages-resumed", "the stages after a resumed one skip their first steps", RUN,
     'resumed = index == self.state.get("stage") and self.state["step"] > 0',
-    'resumed = self.state.get("step", 0) > 0', WIRING,
+    'resumed = self.state.get("step", 0) > 0',
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "step-done-twice", "last.pt says that its last step is still to do", RUN,
     "self.save_state(index, step + 1, self.learner.optimizers)",
-    "self.save_state(index, step, self.learner.optimizers)", WIRING,
+    "self.save_state(index, step, self.learner.optimizers)",
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "stage-done-twice", "last.pt says that its last stage is still to do", RUN,
-    "self.save_state(index + 1, 0, [])", "self.save_state(index, 0, [])", WIRING,
+    "self.save_state(index + 1, 0, [])", "self.save_state(index, 0, [])",
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "optimizers-not-saved", "last.pt has no optimizer state", RUN,
-    "[optimizer.state_dict() for optimizer in optimizers]", "[]", WIRING,
+    "[optimizer.state_dict() for optimizer in optimizers]", "[]",
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "rows-logged-twice", "metrics.jsonl keeps the rows that a resumed run makes again", RUN,
-    '"".join(rows[:done])', '"".join(rows)', WIRING,
+    '"".join(rows[:done])', '"".join(rows)',
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "masters-lost", "a resumed bfloat16 run starts from rounded weights", RUN,
@@ -740,24 +787,29 @@ mutant(
 )
 mutant(
     "initial-weights-unseeded", "the initial weights depend on what ran before", RUN,
-    "    torch.manual_seed(c.seed)\n", "", WIRING,
+    "    torch.manual_seed(c.seed)\n", "",
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "infinite-gradient", "a gradient that is no number reaches the weights", RUN,
-    "if not math.isfinite(loss + norm):", "if not math.isfinite(loss):", WIRING,
+    "if not math.isfinite(loss + norm):", "if not math.isfinite(loss):",
+    wiring("a_gradient_that_is_no_number_stops_the_run_and_spoils_nothing"),
 )
 mutant(
     "update-before-the-check", "weights are spoiled before the run stops", RUN,
     "        if not math.isfinite(loss + norm):\n",
-    "        self.learner.step(lr)\n        if not math.isfinite(loss + norm):\n", WIRING,
+    "        self.learner.step(lr)\n        if not math.isfinite(loss + norm):\n",
+    wiring("a_gradient_that_is_no_number_stops_the_run_and_spoils_nothing"),
 )
 mutant(
     "run-overwritten", "a new run overwrites another one", RUN,
-    'if (folder / "metrics.jsonl").exists():', "if False:", WIRING,
+    'if (folder / "metrics.jsonl").exists():', "if False:",
+    wiring("a_run_is_not_overwritten"),
 )
 mutant(
     "kept-under-the-last-step", "kept checkpoints have the number of the step before", RUN,
-    'f"{stage.name}-{step + 1}.pt"', 'f"{stage.name}-{step}.pt"', WIRING,
+    'f"{stage.name}-{step + 1}.pt"', 'f"{stage.name}-{step}.pt"',
+    wiring("each_stage_goes_on_from_the_last_one_with_fresh_optimizers"),
 )
 
 # ---------------------------------------------------------------------------------- engine/optim.py
@@ -765,51 +817,62 @@ mutant(
 OPTIM = "engine/optim.py"
 mutant(
     "no-zero-grad", "gradients are never cleared", OPTIM,
-    "            optimizer.zero_grad()\n", "", WIRING,
+    "            optimizer.zero_grad()\n", "",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "never-clipped", "gradients are never clipped", OPTIM,
-    "clip_grad_norm_(self.masters.values(), max_norm)", "clip_grad_norm_(self.masters.values(), 1e9)", WIRING,
+    "clip_grad_norm_(self.masters.values(), max_norm)", "clip_grad_norm_(self.masters.values(), 1e9)",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "clipped-before-the-sum", "each process clips its own gradient before the sum", OPTIM,
     "        sum_gradients(list(self.masters.values()))\n"
     "        return torch.nn.utils.clip_grad_norm_(self.masters.values(), max_norm).item()\n",
     "        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), max_norm).item()\n"
-    "        sum_gradients(list(self.masters.values()))\n        return norm\n", WIRING,
+    "        sum_gradients(list(self.masters.values()))\n        return norm\n",
+    wiring("gradients_are_summed_over_the_processes_then_clipped_then_cleared"),
 )
 mutant(
     "gradients-not-summed", "the processes' gradients are not added up", OPTIM,
-    "        sum_gradients(list(self.masters.values()))\n", "", WIRING,
+    "        sum_gradients(list(self.masters.values()))\n", "",
+    wiring("gradients_are_summed_over_the_processes_then_clipped_then_cleared"),
 )
 mutant(
     "share-dropped", "AdamW beside Muon learns at the full rate", OPTIM,
-    'group["lr"] = lr * group["share"]', 'group["lr"] = lr', WIRING,
+    'group["lr"] = lr * group["share"]', 'group["lr"] = lr',
+    wiring("optimizers_get_the_rates_of_their_stage"),
 )
 mutant(
     "share-without-muon", "AdamW alone learns at a tenth of the rate", OPTIM,
-    'c.adam_share if muon else 1.0', "c.adam_share", WIRING,
+    'c.adam_share if muon else 1.0', "c.adam_share",
+    wiring("adamw_alone_learns_at_the_full_rate"),
 )
 mutant(
     "muon-for-the-embedding", "Muon learns the embedding and the head", OPTIM,
-    'name.startswith("blocks.") and p.ndim == 2', "p.ndim == 2", WIRING,
+    'name.startswith("blocks.") and p.ndim == 2', "p.ndim == 2",
+    wiring("muon_has_the_matrices_of_the_blocks_and_adamw_all_else"),
 )
 mutant(
     "old-optimizers", "Stage II goes on with Stage I's optimizers", OPTIM,
     "self.optimizers = make_optimizers(c, self.masters)",
-    "self.optimizers = self.optimizers or make_optimizers(c, self.masters)", WIRING,
+    "self.optimizers = self.optimizers or make_optimizers(c, self.masters)",
+    wiring("each_stage_goes_on_from_the_last_one_with_fresh_optimizers"),
 )
 mutant(
     "weight-decay", "weights shrink without a gradient", OPTIM,
-    "momentum=0.95, weight_decay=0.0)", "momentum=0.95, weight_decay=0.1)", WIRING,
+    "momentum=0.95, weight_decay=0.0)", "momentum=0.95, weight_decay=0.1)",
+    wiring("without_a_gradient_no_weight_moves"),
 )
 mutant(
     "masters-not-copied", "a bfloat16 model never learns", OPTIM,
-    "        copy_masters(self.model, self.masters)\n", "", WIRING,
+    "        copy_masters(self.model, self.masters)\n", "",
+    wiring("bfloat16_weights_learn_from_the_float32_sum_of_all_micro_batches"),
 )
 mutant(
     "bfloat16-gradient-of-one-micro-batch", "in bfloat16 the last micro-batch's gradient counts alone", OPTIM,
-    "p.grad.float() if master.grad is None else master.grad + p.grad", "p.grad.float()", WIRING,
+    "p.grad.float() if master.grad is None else master.grad + p.grad", "p.grad.float()",
+    wiring("bfloat16_weights_learn_from_the_float32_sum_of_all_micro_batches"),
 )
 
 # ---------------------------------------------------------------------------------- engine/supervised.py
@@ -817,37 +880,44 @@ mutant(
 SUPERVISED = "engine/supervised.py"
 mutant(
     "supervised-mean", "the supervised loss is a mean over the micro-batch", SUPERVISED,
-    "hidden, targets)[0].sum() / tokens", "hidden, targets)[0].mean()", WIRING,
+    "hidden, targets)[0].sum() / tokens", "hidden, targets)[0].mean()",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "supervised-mask-unshifted", "the supervised loss teaches the token before", SUPERVISED,
-    'mask = batch["masks"][:, 0, 1:]', 'mask = batch["masks"][:, 0, :-1]', WIRING,
+    'mask = batch["masks"][:, 0, 1:]', 'mask = batch["masks"][:, 0, :-1]',
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "everything-taught", "prompts and wrong answers are taught", SUPERVISED,
     "[[int(t) for t in taught] for _, taught in dialogues]",
     "[[1 for t in taught] for _, taught in dialogues]",
-    WIRING,
+    wiring("the_base_is_taught_attempts_and_never_prompts"),
 )
 mutant(
     "own-attempts-never", "the base never sees its own attempts", SUPERVISED,
-    "step >= c.own_from * c.base_steps", "step < 0", WIRING,
+    "step >= c.own_from * c.base_steps", "step < 0",
+    wiring("the_base_meets_its_own_attempts_in_its_last_part"),
 )
 mutant(
     "base-problems-again", "every step of the base has the same problems", SUPERVISED,
-    "env.problem(step * c.base_batch + i)", "env.problem(i)", WIRING,
+    "env.problem(step * c.base_batch + i)", "env.problem(i)",
+    wiring("every_step_of_the_base_has_other_problems_and_other_mistakes"),
 )
 mutant(
     "base-mistakes-again", "every step of the base draws the same kinds of attempts", SUPERVISED,
-    'seeded(c.seed, "demo", step, i)', 'seeded(c.seed, "demo", i)', WIRING,
+    'seeded(c.seed, "demo", step, i)', 'seeded(c.seed, "demo", i)',
+    wiring("every_step_of_the_base_has_other_problems_and_other_mistakes"),
 )
 mutant(
     "imitated-again", "every step imitates the same dialogues", SUPERVISED,
-    'seeded(c.seed, "imitate", step)', 'seeded(c.seed, "imitate")', WIRING,
+    'seeded(c.seed, "imitate", step)', 'seeded(c.seed, "imitate")',
+    wiring("every_step_imitates_other_dialogues"),
 )
 mutant(
     "copy-and-right-swapped", "the base copies as often as it should be right", SUPERVISED,
-    "(c.right_first, c.copy, c.right)", "(c.right_first, c.right, c.copy)", WIRING,
+    "(c.right_first, c.copy, c.right)", "(c.right_first, c.right, c.copy)",
+    wiring("copy_and_right_are_the_shares_that_they_say"),
 )
 
 # ---------------------------------------------------------------------------------- engine: the rest
@@ -869,24 +939,28 @@ mutant(
         masks, ended = torch.cat((first, rest.masks), 1), torch.cat((one.ended, rest.ended), 1)
         texts = [a + b for a, b in zip(one.texts, rest.texts, strict=True)]
         parts.append(Rollout(rest.ids, rest.lengths, masks, rest.log_probs, ended, texts))
-""", WIRING,
+""",
+    wiring("the_second_prompt_does_not_depend_on_the_verdict"),
 )
 mutant(
     "offline-by-the-policy", "the policy makes the offline first attempts", SAMPLING,
-    "given = sample_many(first, env,", "given = sample_many(policy, env,", WIRING,
+    "given = sample_many(first, env,", "given = sample_many(policy, env,",
+    wiring("the_policy_samples_and_the_reference_makes_the_offline_attempts"),
 )
 mutant(
     "offline-attempts-trained-on", "the policy learns from the reference's attempts", SAMPLING,
-    "torch.zeros_like(rest.masks[:, :1])", "torch.ones_like(rest.masks[:, :1])", WIRING,
+    "torch.zeros_like(rest.masks[:, :1])", "torch.ones_like(rest.masks[:, :1])",
+    wiring("the_policy_samples_and_the_reference_makes_the_offline_attempts"),
 )
 mutant(
     "offline-attempt-not-closed", "an offline attempt that was cut off is not closed", SAMPLING,
-    "end = [] if ended else [env.tokenizer.end_id]", "end = []", WIRING,
+    "end = [] if ended else [env.tokenizer.end_id]", "end = []",
+    wiring("the_policy_samples_and_the_reference_makes_the_offline_attempts"),
 )
 mutant(
     "training-without-generator", "training draws from the global random numbers", SAMPLING,
     "return torch.Generator(policy.embed.weight.device).manual_seed(seeded(*key) + rank())", "return None",
-    WIRING,
+    wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "ranks-share-noise", "all processes sample with the same seed", SAMPLING,
@@ -894,28 +968,34 @@ mutant(
 )
 mutant(
     "training-at-temperature-1", "training samples at temperature 1", SAMPLING,
-    "prompts, requests, c, c.temperature, generator))", "prompts, requests, c, 1.0, generator))", WIRING,
+    "prompts, requests, c, c.temperature, generator))", "prompts, requests, c, 1.0, generator))",
+    wiring("the_policy_samples_and_the_reference_makes_the_offline_attempts"),
 )
 mutant(
     "sample-batch-lost", "dialogues beyond the first sample_batch are those of the first", SAMPLING,
-    "part = prompts[i : i + c.sample_batch]", "part = prompts[: c.sample_batch][: len(prompts) - i]", WIRING,
+    "part = prompts[i : i + c.sample_batch]", "part = prompts[: c.sample_batch][: len(prompts) - i]",
+    wiring("the_policy_samples_and_the_reference_makes_the_offline_attempts"),
 )
 mutant(
     "micro-batches-mix-advantages", "rows are sorted by length, their advantages are not", "engine/memory.py",
     "part = {name: t[rows] for name, t in batch.items()}",
-    'part = {n: t[rows] if n != "advantages" else t[: len(rows)] for n, t in batch.items()}', WIRING,
+    'part = {n: t[rows] if n != "advantages" else t[: len(rows)] for n, t in batch.items()}',
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "micro-batches-cut", "a micro-batch lacks its longest row's last token", "engine/memory.py",
-    "torch.arange(1, is_sampled.shape[1] + 1,", "torch.arange(is_sampled.shape[1],", WIRING,
+    "torch.arange(1, is_sampled.shape[1] + 1,", "torch.arange(is_sampled.shape[1],",
+    wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
     "logged-accuracy-shaped", "the logged accuracy is the shaped reward", "engine/log.py",
-    "correct[:, k].float().mean()", "rewards[:, k].float().mean()", WIRING,
+    "correct[:, k].float().mean()", "rewards[:, k].float().mean()",
+    wiring("advantages_of_a_batch_by_hand"),
 )
 mutant(
     "logged-everything-changed", "a copy is logged as changed", "engine/log.py",
-    "[texts[0] != texts[1] for texts", '[texts[0] != texts[1] + " " for texts', WIRING,
+    "[texts[0] != texts[1] for texts", '[texts[0] != texts[1] + " " for texts',
+    wiring("the_logged_change_rate_is_of_texts"),
 )
 mutant(
     "tied-when-loaded", "a checkpoint's head is a copy of its embedding, no longer tied to it",
@@ -923,7 +1003,8 @@ mutant(
     "    return model, settings\n",
     "    if gpt.tie_weights:\n"
     "        model.lm_head.weight = torch.nn.Parameter(model.embed.weight.detach().clone())\n"
-    "    return model, settings\n", WIRING,
+    "    return model, settings\n",
+    wiring("a_checkpoint_keeps_head_and_embedding_tied"),
 )
 mutant(
     "tied-when-imported", "the head of a pretrained model is not tied to its embedding", "engine/hf.py",
