@@ -1,13 +1,11 @@
-"""Rewards and metrics against hand-made cases and the paper's own tables."""
+"""Rewards and checkers against hand-made cases."""
 
-import math
 import time
 
 import pytest
 import torch
 
 from data import Problem, load_task
-from eval import edit_distance_ratio, self_correction_metrics
 from rewards import correctness, turn_returns, turn_rewards
 
 CASES = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
@@ -23,18 +21,18 @@ CASES = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
     ],
 )
 def test_rewards_of_each_stage(weights, alpha, expected):
-    assert turn_rewards(CASES, None, weights, alpha).tolist() == expected
+    assert turn_rewards(CASES, weights, alpha).tolist() == expected
 
 
 def test_gamma_decides_whether_a_right_first_attempt_is_fined():
     """T5: per-turn credit never pays turn 1 for a mistake; a joint return with alpha > 1 does."""
-    rewards = turn_rewards(CASES, None, (1, 1), 10)
+    rewards = turn_rewards(CASES, (1, 1), 10)
     assert turn_returns(rewards, 0).tolist() == rewards.tolist()
     joint = turn_returns(rewards, 1)
     assert joint[:, 0].tolist() == [0, 11, -9, 2]
     assert joint[1, 0] > joint[3, 0]  # wrong, then right beats right, then right: sabotage pays
     assert rewards[1, 0] < rewards[3, 0]
-    three = turn_rewards(torch.tensor([[False, True, True]]), None, (1, 1, 1), 10)
+    three = turn_rewards(torch.tensor([[False, True, True]]), (1, 1, 1), 10)
     assert three.tolist() == [[0, 11, 1]]
     assert turn_returns(three, 0.5).tolist() == [[5.75, 11.5, 1]]
 
@@ -64,67 +62,5 @@ def test_checkers(task, prompt, right, wrong):
     problem = task.parse(prompt)
     start = time.time()
     assert all(task.is_correct(problem, text) for text in right)
-    assert not any(
-        task.is_correct(problem, text) for text in [*wrong, "9" * 10**6, "9**" * 10**5, "(" * 10**5]
-    )
+    assert not any(task.is_correct(problem, text) for text in [*wrong, "9" * 10**6, "9**" * 10**5, "(" * 10**5])
     assert time.time() - start < 2  # no timing: a tower of powers would take for ever
-
-
-# acc_t1, acc_t2, delta, i_to_c, c_to_i of the paper's tables with transitions (MATH, then HumanEval)
-PAPER = [
-    (52.6, 41.4, -11.2, 4.6, 15.8),
-    (52.8, 51.8, -1.0, 3.2, 4.2),
-    (55.4, 41.2, -14.2, 5.4, 19.6),
-    (53.6, 54.0, 0.4, 2.6, 2.2),
-    (52.4, 54.2, 1.8, 5.4, 3.6),
-    (55.0, 55.0, 0.0, 0.0, 0.0),
-    (60.0, 64.4, 4.4, 5.8, 1.4),
-    (53.7, 56.7, 3.0, 7.9, 4.9),
-    (53.7, 52.5, -1.2, 9.8, 11.0),
-    (56.1, 54.3, -1.8, 4.3, 6.1),
-    (52.4, 64.6, 12.2, 15.2, 3.0),
-]
-
-
-@pytest.mark.parametrize("t1, t2, delta, i_to_c, c_to_i", PAPER)
-def test_metrics_reproduce_the_papers_rows(t1, t2, delta, i_to_c, c_to_i):
-    """1,000 problems with the row's transitions: all five figures come out, as fractions of all problems."""
-    count = {"ic": round(10 * i_to_c), "ci": round(10 * c_to_i), "first": round(10 * t1)}
-    rows = (
-        [[False, True]] * count["ic"]
-        + [[True, False]] * count["ci"]
-        + [[True, True]] * (count["first"] - count["ci"])
-    )
-    rows += [[False, False]] * (1000 - len(rows))
-    m = self_correction_metrics(torch.tensor(rows))
-    for name, expected in zip(
-        ("acc_t1", "acc_t2", "delta", "i_to_c", "c_to_i"), (t1, t2, delta, i_to_c, c_to_i), strict=True
-    ):
-        assert 100 * m[name] == pytest.approx(expected, abs=0.11), (
-            name
-        )  # HumanEval's rows are rounded shares of 164
-    assert m["acc_t2"] == pytest.approx(m["acc_t1"] + m["i_to_c"] - m["c_to_i"])
-    assert m["fix_rate"] == pytest.approx(i_to_c / (100 - t1), abs=0.002)
-
-
-def test_standard_errors_are_the_paired_ones():
-    correct = torch.tensor([[0, 1], [1, 1], [1, 0], [0, 0], [0, 1], [1, 1], [1, 1], [0, 1]], dtype=torch.bool)
-    m = self_correction_metrics(correct, torch.tensor([1, 0, 1, 1, 1, 0, 0, 1], dtype=torch.bool))
-    assert m["n"] == 8 and m["acc_t1"] == 0.5 and m["acc_t2"] == 0.75 and m["change_rate"] == 0.625
-    assert m["se"]["acc_t1"] == pytest.approx(math.sqrt(0.25 / 8))
-    differences = [1, 0, -1, 0, 1, 0, 0, 1]
-    variance = sum((d - 0.25) ** 2 for d in differences) / 8
-    assert m["se"]["delta"] == pytest.approx(math.sqrt(variance / 8))
-    assert m["fix_rate"] == 0.75 and m["se"]["fix_rate"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
-
-
-def test_no_wrong_first_attempt_has_no_fix_rate():
-    m = self_correction_metrics(torch.ones(5, 2, dtype=torch.bool))
-    assert math.isnan(m["fix_rate"]) and m["delta"] == 0
-
-
-def test_edit_distance_ratio():
-    assert edit_distance_ratio("1457", "1457") == 0
-    assert edit_distance_ratio("12", "34") == 1
-    assert edit_distance_ratio("1457", "1467") == 0.25  # one deletion, one insertion, eight characters
-    assert edit_distance_ratio("", "") == 0 and edit_distance_ratio("", "9") == 1

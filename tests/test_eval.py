@@ -1,0 +1,254 @@
+"""Evaluation: the metrics, against hand-made cases and the paper's tables, and what they are measured on."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import eval as evaluation
+from data import Problem, load_task, train_problems
+from engine.checkpoints import checkpoint_of, save
+from eval import drift, edit_distance_ratio, evaluate, held_out_of, report, self_correction_metrics, swap_test
+from train import Config
+
+C = Config(size=2, max_new=5, eval_n=12)
+
+# ---------------------------------------------------------------------------------- the metrics
+
+# acc_t1, acc_t2, delta, i_to_c, c_to_i of the paper's tables with transitions (MATH, then HumanEval)
+PAPER = [
+    (52.6, 41.4, -11.2, 4.6, 15.8),
+    (52.8, 51.8, -1.0, 3.2, 4.2),
+    (55.4, 41.2, -14.2, 5.4, 19.6),
+    (53.6, 54.0, 0.4, 2.6, 2.2),
+    (52.4, 54.2, 1.8, 5.4, 3.6),
+    (55.0, 55.0, 0.0, 0.0, 0.0),
+    (60.0, 64.4, 4.4, 5.8, 1.4),
+    (53.7, 56.7, 3.0, 7.9, 4.9),
+    (53.7, 52.5, -1.2, 9.8, 11.0),
+    (56.1, 54.3, -1.8, 4.3, 6.1),
+    (52.4, 64.6, 12.2, 15.2, 3.0),
+]
+
+
+@pytest.mark.parametrize("t1, t2, delta, i_to_c, c_to_i", PAPER)
+def test_metrics_reproduce_the_papers_rows(t1, t2, delta, i_to_c, c_to_i):
+    """1,000 problems with the row's transitions: all five figures come out, as fractions of all problems."""
+    count = {"ic": round(10 * i_to_c), "ci": round(10 * c_to_i), "first": round(10 * t1)}
+    rows = [[False, True]] * count["ic"] + [[True, False]] * count["ci"]
+    rows += [[True, True]] * (count["first"] - count["ci"])
+    rows += [[False, False]] * (1000 - len(rows))
+    m = self_correction_metrics(torch.tensor(rows))
+    row = {"acc_t1": t1, "acc_t2": t2, "delta": delta, "i_to_c": i_to_c, "c_to_i": c_to_i}
+    for name, expected in row.items():  # HumanEval's rows are rounded shares of 164
+        assert 100 * m[name] == pytest.approx(expected, abs=0.11), name
+    assert m["acc_t2"] == pytest.approx(m["acc_t1"] + m["i_to_c"] - m["c_to_i"])
+    assert m["fix_rate"] == pytest.approx(i_to_c / (100 - t1), abs=0.002)
+
+
+def test_standard_errors_are_the_paired_ones():
+    correct = torch.tensor([[0, 1], [1, 1], [1, 0], [0, 0], [0, 1], [1, 1], [1, 1], [0, 1]], dtype=torch.bool)
+    m = self_correction_metrics(correct, torch.tensor([1, 0, 1, 1, 1, 0, 0, 1], dtype=torch.bool))
+    assert m["n"] == 8 and m["acc_t1"] == 0.5 and m["acc_t2"] == 0.75 and m["change_rate"] == 0.625
+    assert m["se"]["acc_t1"] == pytest.approx(math.sqrt(0.25 / 8))
+    differences = [1, 0, -1, 0, 1, 0, 0, 1]
+    variance = sum((d - 0.25) ** 2 for d in differences) / 8
+    assert m["se"]["delta"] == pytest.approx(math.sqrt(variance / 8))
+    assert m["fix_rate"] == 0.75 and m["se"]["fix_rate"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
+def test_deltas_error_is_smaller_where_both_attempts_go_together():
+    """Seven of eight problems come out alike in both attempts. The unpaired error would be 0.25."""
+    m = self_correction_metrics(torch.tensor([[1, 1]] * 4 + [[0, 0]] * 3 + [[0, 1]], dtype=torch.bool))
+    assert m["delta"] == 0.125 and m["se"]["acc_t1"] == pytest.approx(math.sqrt(0.25 / 8))
+    assert m["se"]["delta"] == pytest.approx(math.sqrt(7 / 64 / 8))
+
+
+def test_no_wrong_first_attempt_has_no_fix_rate():
+    m = self_correction_metrics(torch.ones(5, 2, dtype=torch.bool))
+    assert math.isnan(m["fix_rate"]) and m["delta"] == 0
+
+
+def test_edit_distance_ratio():
+    assert edit_distance_ratio("1457", "1457") == 0
+    assert edit_distance_ratio("12", "34") == 1
+    assert edit_distance_ratio("1457", "1467") == 0.25  # one deletion, one insertion, eight characters
+    assert edit_distance_ratio("", "") == 0 and edit_distance_ratio("", "9") == 1
+
+
+# ---------------------------------------------------------------------------------- what is measured
+
+
+def says(texts: list[list[str]], asked: list | None = None):
+    """Stands in for `sample_many`: the dialogues are these. What it was asked goes into `asked`."""
+
+    def sample(model, env, prompts, requests, c, temperature, generator):
+        if asked is not None:
+            decode = env.tokenizer.decode
+            asked.append(([decode(p) for p in prompts], [decode(r) for r in requests], temperature))
+        ended = torch.ones(len(texts), len(texts[0]), dtype=torch.bool)
+        return SimpleNamespace(texts=texts, ended=ended)
+
+    return sample
+
+
+@pytest.fixture
+def even(monkeypatch):
+    """A small model is never right. An even sum of an attempt's characters stands for it."""
+
+    def judge(task, problems, texts, ended):
+        return torch.tensor([[sum(map(ord, text)) % 2 == 0 for text in row] for row in texts]), {}
+
+    monkeypatch.setattr(evaluation, "correctness", judge)
+
+
+def test_metrics_of_given_dialogues(monkeypatch):
+    """A copy is no change, however right or wrong; edit distances are means over the problems."""
+    texts = [["1457*6", "1457*6"], ["1457", "1467"], ["12", "34"], ["12", "1457"]]
+    monkeypatch.setattr(evaluation, "sample_many", says(texts))
+    problems = [Problem("8742/6", "1457")] * 4
+    metrics, transcripts = evaluate(no_model(), C, problems)
+    assert metrics["acc"] == [metrics["acc_t1"], metrics["acc_t2"]] == [0.5, 0.5]
+    assert (metrics["i_to_c"], metrics["c_to_i"], metrics["change_rate"]) == (0.25, 0.25, 0.75)
+    assert metrics["edit_distance_ratio"] == pytest.approx((0 + 2 / 8 + 1 + 4 / 6) / 4)
+    assert [row for _, row, _ in transcripts] == texts
+    assert [row for _, _, row in transcripts] == [[True, True], [True, False], [False, False], [False, True]]
+
+
+def no_model():
+    """evaluate() asks the model for its device alone, where the dialogues are given."""
+    return SimpleNamespace(embed=SimpleNamespace(weight=torch.zeros(1)))
+
+
+def test_feedback_is_asked_for_and_is_no_attempt(monkeypatch):
+    asked, problems = [], [Problem("8742/6", "1457")]
+    monkeypatch.setattr(evaluation, "sample_many", says([["12", "1457", "1457"]], asked))
+    metrics, transcripts = evaluate(no_model(), C, problems, turns=2, feedback=True)
+    requests = [f"<|user|>{word}<|assistant|>" for word in ("judge", "check")]
+    assert asked == [(["<|user|>8742/6<|assistant|>"], requests, 0.0)]
+    assert transcripts[0][1:] == (["12", "1457"], [False, True]) and len(metrics["acc"]) == 2
+
+
+def test_a_given_attempt_is_repaired(monkeypatch):
+    asked, problems = [], [Problem("8742/6", "1457", given="1447*6")]
+    monkeypatch.setattr(evaluation, "sample_many", says([["1457"]], asked))
+    metrics, transcripts = evaluate(no_model(), C, problems, turns=2)
+    prompt = "<|user|>8742/6<|assistant|>1447*6<|end|><|user|>check<|assistant|>"
+    assert asked == [([prompt], [], 0.0)]
+    assert transcripts[0][1:] == (["1447*6", "1457"], [False, True]) and metrics["fix_rate"] == 1
+
+
+def test_evaluation_is_greedy_unless_a_temperature_is_given(small_gpt):
+    """A temperature near 0 leaves the greedy dialogues, 1 does not; both come out the same again."""
+    model, problems = small_gpt(), held_out_of(C, 12)
+
+    def texts(**options):
+        return [row for _, row, _ in evaluate(model, C, problems, **options)[1]]
+
+    assert texts() == texts(temperature=1e-4) != texts(temperature=1.0) == texts(temperature=1.0)
+
+
+def test_evaluation_disturbs_nothing(small_gpt, even):
+    """Neither torch's random numbers nor the model's weights change, nor do they want gradients."""
+    model, base, problems = small_gpt(), small_gpt(dim=16), held_out_of(C, 12)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    state = torch.get_rng_state()
+    _, transcripts = evaluate(model, C, problems, temperature=1.0)
+    swap_test(model, C, transcripts)
+    drift(model, base, C, problems)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_evaluation_is_on_the_runs_own_held_out_side():
+    c = Config(seed=3)
+    problem = train_problems(load_task(c.task), c.size, c.seed)
+    trained_on = {problem(i).prompt for i in range(3000)}
+    assert not trained_on & {p.prompt for p in held_out_of(c, 300)}
+
+
+def test_drift_is_the_kl_of_the_models_own_first_attempts_to_the_base(small_gpt, monkeypatch):
+    """KL(model || base), in nats a problem, at the tokens that the model sampled at temperature 1."""
+    model, base, problems = small_gpt(), small_gpt(dim=16), held_out_of(C, 12)
+    rollouts, real = [], evaluation.answer
+    monkeypatch.setattr(evaluation, "answer", lambda *args: rollouts.append(real(*args)) or rollouts[-1])
+    found = drift(model, base, C, problems)
+    sampled = [row[0] for _, row, _ in evaluate(model, C, problems, turns=1, temperature=1.0)[1]]
+    assert [row[0] for row in rollouts[0].texts] == sampled
+    with torch.no_grad():
+        p, q = (m(rollouts[0].ids[:, :-1]).log_softmax(-1) for m in (model, base))
+    kl = (p.exp() * (p - q)).sum(-1)[rollouts[0].masks[:, 0, 1:]].sum().item() / 12
+    assert found == pytest.approx(kl, rel=1e-4) and found > 0.1
+    assert drift(model, model, C, problems) == pytest.approx(0, abs=1e-5)
+
+
+def test_swap_test_of_a_model_that_repeats_what_it_reads(monkeypatch):
+    """Its turn 2 is as right as the attempt that stands in turn 1. It must be asked greedily."""
+    temperatures = []
+
+    def repeat(model, env, prompts, requests, c, temperature, generator):
+        temperatures.append(temperature)
+        said = [
+            env.tokenizer.decode(p).split("<|assistant|>")[1].removesuffix("<|end|><|user|>check")
+            for p in prompts
+        ]
+        return SimpleNamespace(
+            texts=[[text] for text in said], ended=torch.ones(len(said), 1, dtype=torch.bool)
+        )
+
+    monkeypatch.setattr(evaluation, "sample_many", repeat)
+    own = [
+        ("84/6", "14*6=84r0", True),
+        ("96/8", "13*8=104r-8", False),
+        ("75/5", "25*5=1", False),
+        ("52/4", "1", False),
+    ]
+    task = load_task("division")
+    swap = swap_test(no_model(), C, [(task.parse(p), [text, ""], [right, False]) for p, text, right in own])
+    means = {
+        "own": 0.25,
+        "other": 0.0,
+        "wrong": 0.0,
+        "near": 0.0,
+        "right": 1.0,
+        "checked": 0.25,
+        "true_checks": 0.5,
+    }
+    assert swap["all"] == {"n": 4, **means}
+    wrong = {
+        "own": 0.0,
+        "other": 0.0,
+        "wrong": 0.0,
+        "near": 0.0,
+        "right": 1.0,
+        "checked": 0.0,
+        "true_checks": 1 / 3,
+    }
+    assert swap["wrong_first"] == {"n": 3, **{name: pytest.approx(value) for name, value in wrong.items()}}
+    assert set(temperatures) == {0.0}
+
+
+def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(small_gpt, even, tmp_path, monkeypatch):
+    models = {"base": small_gpt(), "stage1": small_gpt(n_kv_head=2), "stage2": small_gpt(dim=16)}
+    for name, model in models.items():
+        save(tmp_path / f"{name}.pt", checkpoint_of(C, model))
+    written = []
+    monkeypatch.setattr(evaluation, "write_report", lambda *args: written.append(args))
+    report(tmp_path, torch.device("cpu"))
+    ((_, _, results, _),) = written
+    problems = held_out_of(C, C.eval_n)
+    assert list(results) == list(models)
+    for name, model in models.items():
+        greedy, transcripts = evaluate(model, C, problems, turns=5)
+        sampled, _ = evaluate(model, C, problems, temperature=1.0)
+        assert (
+            results[name]["greedy"]["acc"]
+            == greedy["acc"]
+            != sampled["acc"]
+            == results[name]["sampled"]["acc"]
+        )
+        assert results[name]["swap"]["all"] == swap_test(model, C, transcripts)["all"]
+        assert results[name]["drift_kl"] == pytest.approx(drift(model, models["base"], C, problems), abs=1e-5)
+    assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 0.1
