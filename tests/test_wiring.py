@@ -21,8 +21,9 @@ import train
 from data import Environment, Problem, load_task, train_problems
 from engine import build, optim, supervised
 from engine.checkpoints import checkpoint_of, load, save
+from engine.folder import open_run
 from engine.optim import Learner, master_weights
-from engine.run import Run, open_run
+from engine.run import Run
 from engine.sampling import sample_many, training_rollouts
 from engine.supervised import supervised_batch
 from model import GPT
@@ -32,7 +33,7 @@ from train import Config, Stage, problem_number, rollout_batch, stages
 
 SMALL = dict(
     size=2, n_layer=1, dim=32, base_steps=5, base_batch=10, stage1_steps=5, stage2_steps=5, batch=12,
-    micro_batch=5, max_new=8, temperature=0.8, max_grad_norm=0.02, lr=0.05, stage2_lr=0.04, beta1=0.5,
+    micro_batch=5, max_new=12, temperature=0.8, max_grad_norm=0.02, lr=0.05, stage2_lr=0.04, beta1=0.5,
     beta2=2.0, stage2_beta=3.0, save_every=2, keep_every=4, show_every=2, device="cpu", report=False,
 )  # fmt: skip
 STAGE_1, STAGE_2 = stages(Config())[1:]
@@ -46,8 +47,8 @@ def even(task, problems, texts, ended):
 
 def run_here(folder: Path, resume: str = "", **settings) -> Path:
     """train.py in this process. Returns the run's folder."""
-    c, state = open_run(Config(**{**SMALL, "out": str(folder), **settings}), resume, stages)
-    train.train(c, state)
+    with open_run(Config(**{**SMALL, "out": str(folder), **settings}), resume, stages) as (c, state):
+        train.train(c, state)
     return Path(c.out) / c.name
 
 
@@ -250,7 +251,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(whole, stop, tmp_path
 
         patch.setattr(Run, "log_and_save", log)
         torch.manual_seed(1)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="go on with: python train.py --resume="):
             run_here(tmp_path)
     torch.manual_seed(2)
     updates = watch(monkeypatch)
@@ -267,13 +268,14 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_a_run_is_not_overwritten(whole):
-    with pytest.raises(ValueError, match="--resume="):
-        open_run(Config(**SMALL, out=str(whole[0].parent)), "", stages)
+    config = Config(**SMALL, out=str(whole[0].parent))
+    with pytest.raises(ValueError, match="--resume="), open_run(config, "", stages):
+        pass
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_and_spoils_nothing(tmp_path):
-    c, state = open_run(Config(**SMALL, out=str(tmp_path)), "", stages)
-    run = Run(c, state, stages(c))
+    with open_run(Config(**SMALL, out=str(tmp_path)), "", stages) as (c, state):
+        run = Run(c, state, stages(c))
     run.start_stage(0, run.stages[0])
     before = copy.deepcopy(run.policy.state_dict())
     for parameter in run.policy.parameters():
