@@ -8,10 +8,10 @@ run: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 quick: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 paper: $(VENV)/ready
 	$(VENV)/bin/python experiments/paper.py

@@ -31,6 +31,8 @@ from model import GPT, GPTConfig
 from rollout import Rollout
 from train import Config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ROWS = 9  # two ranks have 4 and 5 of them
 BASE = Config(

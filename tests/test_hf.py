@@ -15,6 +15,8 @@ from engine.hf import load_pretrained, save_pretrained
 from model import KVCache
 from rollout import sample_dialogues
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -9,6 +9,8 @@ import train
 from engine.folder import open_run
 from train import Config, stages
 
+pytestmark = pytest.mark.slow
+
 # Say a digit from 5 to 9. The demonstrations say any digit, so the base is right half of the time in both
 # turns: it has all to gain, and it is soon trained.
 LARGE_DIGIT = """

@@ -14,6 +14,8 @@ from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora, without_lora
 from train import load_model
 
+pytestmark = pytest.mark.slow
+
 
 def test_lora_starts_as_the_base_then_learns_and_merges(small_gpt):
     qwen2 = dict(n_kv_head=2, qk_norm=False, qkv_bias=True, tie_weights=True)

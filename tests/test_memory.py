@@ -12,6 +12,8 @@ from engine.checkpoints import load
 from engine.hf import load_pretrained
 from engine.optim import copy_masters, master_weights
 
+pytestmark = pytest.mark.slow
+
 
 def test_small_updates_reach_bfloat16_weights_through_their_copies(small_gpt):
     """An update of 1e-5 is less than half a bfloat16 step of a weight near 0.3: alone it would be lost."""

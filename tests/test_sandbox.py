@@ -18,6 +18,8 @@ from data import humaneval, load_task, mbpp, read_rows
 from data.checkers import isolation, sandbox
 from data.checkers.sandbox import Job, program_in, run_tests
 
+pytestmark = pytest.mark.slow
+
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 SQUARES = "assert f(3) == 9\nassert f(-4) == 16"
 MODULES = {"altered.py": sandbox, "isolation.py": isolation}

@@ -19,6 +19,8 @@ from engine.hf_tokenizer import read_tokenizer
 from engine.settings import parse_args
 from train import Config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -67,6 +67,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_smoke_preset_and_report(tmp_path):
     done = script("train.py", "--preset=smoke", f"--out={tmp_path}", "--device=cpu", "--n_layer=1")
     assert done.returncode == 0, done.stderr
@@ -145,6 +146,7 @@ def test_a_run_may_make_the_base_alone(tmp_path, monkeypatch, capsys):
     assert (folder / "base.pt").exists() and len(metrics(folder)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 9, 14])
 def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows):
     """T8: SIGKILL a real process in each stage, resume in another: weights, optimiser and metrics bit for
@@ -176,6 +178,7 @@ def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, c
         assert same(weights(tmp_path / "killed" / name), weights(whole / name)), name
 
 
+@pytest.mark.slow
 def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     """Offline first attempts, interleaved stages, RLOO by problem, gamma: each changes the run, none breaks
     it.
