@@ -13,7 +13,10 @@ import pytest
 
 from data.checkers import isolation, sandbox
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are for Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the layers are for Linux"),
+]
 USERS = ("root", "nobody") if os.geteuid() == 0 else ("ordinary user",)
 NOBODY = 65534
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from statistics import fmean
 
+import pytest
+
 import data
 import train
 from engine.folder import open_run
