@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from eval import COLUMNS, markdown
+from engine.report import COLUMNS, markdown
 from train import Config
 
 # Student's t for the 95 % interval of a mean of n values, n = 2 to 30
@@ -188,7 +188,7 @@ def level_table(r: Results) -> str:
 def sweeps_of(r: Results) -> dict[str, list[tuple[float, str]]]:
     """(value, method) in order of each sweep that has been run, SCoRe's own settings among them."""
     steps = next(iter(r.of["score"].values()))["steps"]
-    middle = {"alpha": Config.alpha, "beta1": Config.stage2_beta1, "beta2": Config.beta2, "stage1": steps[0]}
+    middle = {"alpha": Config.alpha, "beta1": Config.stage2_beta, "beta2": Config.beta2, "stage1": steps[0]}
     found = {name: [(value, "score")] for name, value in middle.items()}
     for m in r.of:
         name, _, value = m.partition("=")
