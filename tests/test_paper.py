@@ -1,4 +1,4 @@
-"""experiments/paper.py: filters, votes and intervals on cases made by hand, all methods at a tiny size, a kill."""
+"""experiments/paper.py: its parts on cases made by hand, all methods at a tiny size, a kill, the order."""
 
 import json
 import math
@@ -113,7 +113,7 @@ def test_differences_are_paired_by_seed():
     report = pytest.importorskip("experiments.paper_report")
     values = (("a", 0, 5), ("a", 1, 7), ("b", 1, 4), ("b", 2, 0))
     rows = [{"method": m, "seed": s, "x": x} for m, s, x in values]
-    assert report.Results(rows, {}).paired("a", "b", lambda row: row["x"]) == [3]
+    assert report.Results(rows, {}).paired("a", "b", "x").tolist() == [3]
 
 
 def json_lines(path: Path) -> list[dict]:
