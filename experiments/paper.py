@@ -1,17 +1,21 @@
-"""The paper's tables and figures on the toy task, with error bars: trains the grid of methods, measures them, reports.
+"""The paper's tables and figures on the toy task, with error bars: trains all methods and writes a report.
 
-    python experiments/paper.py                 every method on five seeds, the sweeps on three; goes on where it was stopped
-    python experiments/paper.py --quick         one seed with few steps, to see that it runs: nothing is learned to the end
-    python experiments/paper.py --report        tables and pictures again, from experiments/results/paper.json
+    python experiments/paper.py            every method on five seeds, the sweeps on three
+    python experiments/paper.py --quick    one seed with few steps, to see that it runs
+    python experiments/paper.py --report   only the report again, from experiments/results/paper.json
 
-A method is a row of `grid`: settings of train.py's one loop, or a filter that makes the dialogues it imitates. All methods of a
-seed share its base and its held-out problems, those with `start="stage1"` SCoRe's Stage I, and each has as many rollouts and
-updates as SCoRe (but for what the report names). A run takes one core; `--workers` of them go on side by side.
+After a stop the same command goes on. The report needs matplotlib: pip install -e .[plots].
+
+A method is a row of `grid`: settings for train.py and, for the supervised methods, the source of the
+dialogues that they imitate. Within a seed all methods have the same base and the same held-out problems, and
+those with start="stage1" share SCoRe's Stage I. All methods have as many rollouts and updates as SCoRe; the
+report names the exceptions. Each run takes one core, and `--workers` of them run at the same time.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -25,12 +29,22 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without being installed
+
 from data import Problem, load_task, train_problems
-from eval import edit_distance_ratio, evaluate, held_out_of, swap_test, without_nan
+from engine.build import make_tokenizer
+from engine.checkpoints import load, save
+from engine.cli import run_script
+from engine.options import require
+from engine.presets import PRESETS
+from engine.report import without_nan
+from engine.run import open_run
+from eval import edit_distance_ratio, evaluate, held_out_of, swap_test
 from model import GPT
-from train import PRESETS, Config, load, load_model, make_tokenizer, open_run, save, train
+from train import Config, load_model, stages, train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -39,8 +53,9 @@ GRIDS = {  # settings beside train.py's defaults
     "quick": dict(base_steps=300, stage1_steps=30, stage2_steps=20, eval_n=200),
 }
 ATTEMPTS = 10
-SAMPLES, BUDGETS = 32, (2, 4, 8, 16, 32)  # for the majority vote: dialogues of each problem, and attempts that vote
-KEPT = ("score", "both", "pair", "pair+")  # methods whose checkpoints on the way are measured, too
+SAMPLES = 32  # for the majority vote: dialogues of each problem
+BUDGETS = (2, 4, 8, 16, 32)  # how many of the attempts vote; they divide SAMPLES
+KEPT = ("score", "both", "pair", "pair+")  # methods that are also measured in the middle of their training
 LONG = ("base", "pair+", "both", "stage1", "score", "score3")  # methods that make ten attempts and vote
 
 
@@ -48,24 +63,31 @@ LONG = ("base", "pair+", "both", "stage1", "score", "score3")  # methods that ma
 class Method:
     label: str
     settings: dict = field(default_factory=dict)  # of train.Config, beside the grid's own
-    start: str = "base"  # whose weights it starts from: base, or stage1, that of `score`
-    traces: str = ""  # what it imitates: star, pair, oracle; with + right first attempts are in it, too
-    trained: bool = True  # False: only measured, as it stands
+    start: str = "base"  # whose weights it starts from: the base, or stage1, which is that of `score`
+    traces: str = ""  # what it imitates: star, pair or oracle; star+ and pair+ keep right first attempts, too
+    trained: bool = True  # False: the weights it starts from are measured as they are
     seeds: int = 5
 
 
 def grid(kind: str) -> dict[str, Method]:
     """All methods, in the order in which they are trained."""
     one, two = steps_of(kind)
-    once = dict(stage1_steps=0, stage2_steps=one + two)
+    total = one + two
+    once = dict(stage1_steps=0, stage2_steps=total)
     plain, single = (PRESETS[name] | once for name in ("plain", "single"))
     no_rl = dict(stage1_steps=0, stage2_steps=0)
-    imitation, star = no_rl | dict(imitate_steps=one + two), no_rl | dict(imitate_steps=(one + two) // 3)
-    sweep = {f"alpha={a:g}": Method(f"α = {a:g}", dict(alpha=a), "stage1", seeds=3) for a in (1.0, 3.0, 30.0)}
-    sweep |= {f"beta1={b:g}": Method(f"Stage II's β1 = {b:g}", dict(stage2_beta1=b), "stage1", seeds=3) for b in (0.01, 0.1, 1.0)}
-    sweep |= {f"beta2={b:g}": Method(f"β2 = {b:g}", dict(beta2=b), seeds=3) for b in (0.02, 1.0)}
-    sweep |= {f"stage1={n}": Method(f"Stage I of {n} updates", dict(stage1_steps=n, stage2_steps=one + two - n), seeds=3)
-              for n in ((one + two) // 4, 3 * (one + two) // 4)}  # fmt: skip
+    imitation, star = (no_rl | dict(imitate_steps=n) for n in (total, total // 3))
+    beta, forked = Config.stage2_beta, dict(start="stage1", seeds=3)
+    sweep = {}
+    for a in (1.0, 3.0, 30.0):
+        sweep[f"alpha={a:g}"] = Method(f"α = {a:g}", dict(alpha=a), **forked)
+    for b in (0.01, 0.1, 1.0):
+        sweep[f"beta1={b:g}"] = Method(f"Stage II's β1 = {b:g}", dict(stage2_beta=b), **forked)
+    for b in (0.02, 1.0):
+        sweep[f"beta2={b:g}"] = Method(f"β2 = {b:g}", dict(beta2=b), seeds=3)
+    for n in (total // 4, 3 * total // 4):
+        steps = dict(stage1_steps=n, stage2_steps=total - n)
+        sweep[f"stage1={n}"] = Method(f"Stage I of {n} updates", steps, seeds=3)
     return {
         "base": Method("base", no_rl),
         "score": Method("SCoRe"),
@@ -80,7 +102,7 @@ def grid(kind: str) -> dict[str, Method]:
         "star+": Method("STaR D+", star, traces="star+"),
         "oracle": Method("oracle SFT", imitation, traces="oracle"),
         "single": Method("single-turn RL", single),
-        "standard": Method("plain RL, turn 2 alone", plain | dict(stage2_weights="0,1")),
+        "standard": Method("plain RL, turn 2 alone", plain | dict(stage2_weight1=0.0)),
         "star_two": Method("STaR D+ as Stage II", no_rl | dict(imitate_steps=two // 3), "stage1", "star+"),
         "offline": Method("no online first attempts", dict(offline_share=1.0)),
         "offline_too": Method("half of them offline in Stage II", dict(offline_share=0.5), "stage1"),
@@ -89,31 +111,35 @@ def grid(kind: str) -> dict[str, Method]:
         "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0), "stage1"),
         "rloo": Method("RLOO by problem", dict(baseline="rloo", samples_per_problem=4)),
         "score3": Method("SCoRe, three attempts", dict(turns=3), "stage1"),
-        "no_bonus_kl": Method("no bonus, β1 / 11", dict(alpha=0.0, stage2_beta1=Config.stage2_beta1 / 11), "stage1", seeds=3),
-        "both_kl": Method("plain RL, SCoRe's β1", plain | dict(stage2_beta1=Config.stage2_beta1), seeds=3),
+        "no_bonus_kl": Method("no bonus, β1 / 11", dict(alpha=0.0, stage2_beta=beta / 11), **forked),
+        "both_kl": Method("plain RL, SCoRe's β1", plain | dict(stage2_beta=beta), seeds=3),
         **sweep,
     }
 
 
 def steps_of(kind: str) -> tuple[int, int]:
+    """SCoRe's updates in Stage I and in Stage II."""
     return GRIDS[kind]["stage1_steps"], GRIDS[kind]["stage2_steps"]
 
 
-# ------------------------------------------------------------------------------------------------------ one run
+# ---------------------------------------------------------------------------------- one run
 
 
 def run(kind: str, out: str, name: str, seed: int, commit: str = "") -> None:
-    """Trains a method on a seed, or goes on with it, and writes what is measured: <out>/seed<N>/<name>/result.json."""
+    """Trains a method on a seed and measures it. Writes <out>/seed<N>/<name>/result.json.
+
+    A run that was stopped goes on.
+    """
     torch.set_num_threads(1)
-    folder, method, started = Path(out) / f"seed{seed}" / name, grid(kind)[name], time.time()
+    home, method, started = Path(out).resolve() / f"seed{seed}", grid(kind)[name], time.time()
+    folder, base_file = home / name, home / "base" / "base.pt"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-        start = folder.parent / ("score/stage1.pt" if method.start == "stage1" else "base/base.pt")
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        start = home / "score" / "stage1.pt" if method.start == "stage1" else base_file
         keep_every = max(2, sum(steps_of(kind)) // 6) if name in KEPT else 0
-        own = dict(seed=seed, out=str(folder.parent), name=name, keep_every=keep_every, report=False, device="cpu")
+        own = dict(seed=seed, out=str(home), name=name, keep_every=keep_every, report=False, device="cpu")
+        own["init"] = "" if name == "base" else str(base_file)
         c = Config(**{**GRIDS[kind], **method.settings, **own})
-        if name != "base":
-            c = dataclasses.replace(c, init=str(folder.parent / "base" / "base.pt"))
         if not method.trained:
             last = start
         elif method.traces:
@@ -124,202 +150,247 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "") -> None:
             go_on(c)
             last = folder / ("base.pt" if name == "base" else "stage2.pt")
         minutes = (time.time() - started) / 60
-        model, base = load_model(last, "cpu")[0], load_model(folder.parent / "base" / "base.pt", "cpu")[0]
+        model, base = load_model(last, "cpu")[0], load_model(base_file, "cpu")[0]
         found = measure(model, base, c, feedback=name == "self_refine", long=name in LONG)
         found["kept"] = kept(folder, base, c) if name in KEPT else []
-        found["traces"] = [len(path.read_text().splitlines()) for path in sorted(folder.glob("round*.jsonl"))]
-    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "batch": c.batch, "commit": commit}
-    result = about | found | {"curve": learning_curve(folder / "metrics.jsonl")}
-    draft = folder / "result.tmp"
-    draft.write_text(json.dumps(rounded(without_nan(result))) + "\n")
-    os.replace(draft, folder / "result.json")
+        found["traces"] = [len(lines_of(path)) for path in sorted(folder.glob("round*.jsonl"))]
+    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "batch": c.batch}
+    result = {**about, "commit": commit, **found, "curve": learning_curve(folder / "metrics.jsonl")}
+    write_whole(folder / "result.json", json.dumps(rounded(without_nan(result))) + "\n")
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: after a kill no part of it is there."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def go_on(c: Config) -> None:
-    """train.py, from the start or from where it was stopped. ValueError if that was with other settings."""
+    """Trains as train.py does, from the start or from where the run was stopped.
+
+    ValueError if the stopped run had other settings.
+    """
     folder = Path(c.out) / c.name
     if not (folder / "last.pt").exists():
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-        train(*open_run(c, ""))
+        train(*open_run(c, "", stages))
         return
-    before, state = open_run(c, str(folder))
-    if before != dataclasses.replace(c, out=before.out):
-        raise ValueError(f"{folder} was begun with other settings: remove it, or its grid's folder, and start anew")
+    before, state = open_run(c, str(folder), stages)
+    changed = before != dataclasses.replace(c, out=before.out)
+    require(not changed, f"{folder} was begun with other settings: remove it or its grid's folder")
     train(before, state)
 
 
 def behind_stage1(source: Path, c: Config) -> None:
-    """Makes a run of config c that has Stage I behind it: the weights, reference and curve of the run `source`."""
-    folder = Path(c.out) / c.name
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c), indent=1) + "\n")
+    """Makes the folder of a run that has Stage I behind it.
+
+    `c` is the run's config. It gets the weights, the base and the metrics of Stage I of the run in the folder
+    `source`.
+    """
+    folder, settings = Path(c.out) / c.name, dataclasses.asdict(c)
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     for file in ("base.pt", "stage1.pt"):
         shutil.copy(source / file, folder)
-    rows = (source / "metrics.jsonl").read_text().splitlines()[: c.stage1_steps]
-    (folder / "metrics.jsonl").write_text("".join(f"{row}\n" for row in rows))
-    row = json.loads(rows[-1])
-    progress = {"stage": 1, "step": 0, "row": row, "seconds": row["seconds"], "optimizers": []}
-    save(folder / "last.pt", load(source / "stage1.pt") | {"config": dataclasses.asdict(c)} | progress)
+    rows = lines_of(source / "metrics.jsonl")[: c.stage1_steps]
+    (folder / "metrics.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    progress = {"stage": 1, "step": 0, "seconds": json.loads(rows[-1])["seconds"], "optimizers": []}
+    save(folder / "last.pt", load(source / "stage1.pt") | {"config": settings} | progress)
 
 
 def imitate(c: Config, source: str, start: Path) -> Path:
-    """Supervised rounds, each from the same start: STaR samples each round's dialogues with the model of the round before."""
-    last, rounds = start, 3 if source.startswith("star") else 1
-    for number in range(1, rounds + 1):
+    """Supervised training in rounds; returns the last round's checkpoint.
+
+    STaR has three rounds, the others one. Each round trains the weights of `start` anew. In STaR the
+    dialogues of a round are sampled with the model of the round before.
+    """
+    last = start
+    for number in range(1, 4 if source.startswith("star") else 2):
         folder = Path(c.out) / c.name / f"round{number}"
         traces = folder.with_suffix(".jsonl")
         if not traces.exists():
             model, _ = load_model(last, "cpu")
             rows = dialogues_to_imitate(model, c, source, c.imitate_steps * c.batch, number)
-            traces.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(traces.with_suffix(".tmp"), traces)
-        go_on(dataclasses.replace(c, out=str(folder.parent), name=folder.name, init=str(start), imitate=str(traces)))
+            write_whole(traces, "".join(json.dumps(row) + "\n" for row in rows))
+        own = dict(out=str(folder.parent), name=folder.name, init=str(start), imitate=str(traces))
+        go_on(dataclasses.replace(c, **own))
         last = folder / "imitate.pt"
     return last
 
 
 def dialogues_to_imitate(model: GPT, c: Config, source: str, n: int, number: int) -> list[dict]:
-    """Samples n dialogues on training problems and keeps those that the method imitates: rows of `prompt` and `attempts`."""
+    """Samples n dialogues on training problems and returns what the method imitates.
+
+    Rows of `prompt` and `attempts`. `number` is the round's. ValueError if there is nothing to imitate.
+    """
     star, plus, task = source.startswith("star"), source.endswith("+"), load_task(c.task)
-    samples = 16 if source.startswith("pair") else 1  # of each problem: there a wrong one must meet a right one
-    problem_at = train_problems(task, c.size, c.seed)
+    samples = 16 if source.startswith("pair") else 1  # of each problem, to find a right and a wrong attempt
+    problem_at, rng = train_problems(task, c.size, c.seed), Random(c.seed)
     problems = [problem_at((number * 10**7 + i) // samples) for i in range(n)]
     _, transcripts = evaluate(model, c, problems, turns=2 if star else 1, temperature=1.0)
     if star:
         rows = star_rows(transcripts, plus)
     elif source == "oracle":
-        rng = Random(c.seed)
         rows = [(p, texts[0], task.attempt(p, "right", rng).text) for p, texts, _ in transcripts]
     else:
-        rows = pair_rows(transcripts, plus, Random(c.seed))
-    if not rows:
-        raise ValueError(f"none of {n} sampled dialogues is one that {source} imitates: a base that is trained longer has some")
+        rows = pair_rows(transcripts, plus, rng)
+    require(rows, f"none of {n} sampled dialogues can be imitated by {source}: train the base longer")
     return [{"prompt": problem.prompt, "attempts": list(attempts)} for problem, *attempts in rows]
 
 
 def star_rows(transcripts: list, plus: bool) -> list[tuple[Problem, str, str]]:
-    """STaR (Zelikman et al., arXiv 2203.14465): sampled dialogues that go from wrong to right; with D+ those right twice, too."""
+    """STaR (Zelikman et al., arXiv 2203.14465): the sampled dialogues that go from wrong to right.
+
+    With `plus` (D+) also those that are right twice.
+    """
     return [(p, *texts[:2]) for p, texts, right in transcripts if right[1] and (plus or not right[0])]
 
 
 def pair_rows(transcripts: list, plus: bool, rng: Random) -> list[tuple[Problem, str, str]]:
-    """Pair-SFT (Welleck et al., arXiv 2211.00053): a right first attempt behind a wrong one of its problem; D+: behind any."""
+    """Pair-SFT (Welleck et al., arXiv 2211.00053): after a wrong first attempt, a right one at its problem.
+
+    The right one is drawn from the sampled first attempts. With `plus` (D+) it follows right first attempts,
+    too.
+    """
     right_ones = defaultdict(list)
     for problem, texts, right in transcripts:
         if right[0]:
             right_ones[problem.prompt].append(texts[0])
-    return [(p, texts[0], rng.choice(right_ones[p.prompt])) for p, texts, right in transcripts
-            if right_ones[p.prompt] and (plus or not right[0])]  # fmt: skip
+    rows = []
+    for problem, texts, right in transcripts:
+        if right_ones[problem.prompt] and (plus or not right[0]):
+            rows.append((problem, texts[0], rng.choice(right_ones[problem.prompt])))
+    return rows
 
 
-# ------------------------------------------------------------------------------------------------------ what is measured
+# ---------------------------------------------------------------------------------- what is measured
 
 
 def measure(model: GPT, base: GPT, c: Config, feedback: bool, long: bool) -> dict:
-    """All that the report shows of a model; if `long`, ten attempts and majority votes."""
+    """All that the report shows of a model. With `long` also ten attempts and majority votes."""
     task, problems = load_task(c.task), held_out_of(c, c.eval_n)
     problem_at = train_problems(task, c.size, c.seed)
     practised = list({p.prompt: p for p in map(problem_at, range(3 * c.eval_n))}.values())[: c.eval_n]
-    greedy, transcripts = evaluate(model, c, problems, turns=ATTEMPTS if long else 2, feedback=feedback)
-    on_training, seen = evaluate(model, c, practised, feedback=feedback)
-    found = {"greedy": greedy, "training": on_training}
-    found["sampled"] = evaluate(model, c, problems, temperature=1.0, feedback=feedback)[0]
-    found["distances"] = {"held-out": distances(transcripts), "training": distances(seen)}
-    found["levels"] = by_level(task, transcripts)
-    found["swap"] = swap_test(model, c, transcripts)
+    turns = ATTEMPTS if long else 2
+    greedy, transcripts = evaluate(model, c, problems, turns, feedback=feedback)
+    training, seen = evaluate(model, c, practised, feedback=feedback)
+    sampled, _ = evaluate(model, c, problems, temperature=1.0, feedback=feedback)
     fixed, after = evaluate(model, c, after_first_attempts_of(base, c, problems))
-    found["fixed"] = fixed | both_wrong(transcripts, after)
+    found = {
+        "greedy": greedy,
+        "training": training,
+        "sampled": sampled,
+        "distances": {"held-out": distances(transcripts), "training": distances(seen)},
+        "levels": by_level(task, transcripts),
+        "swap": swap_test(model, c, transcripts),
+        "fixed": fixed | both_wrong(transcripts, after),
+    }
     if long:
-        few = problems[: c.eval_n // 4]
         tokenizer = make_tokenizer(c)
-        _, samples = evaluate(model, c, [p for p in few for _ in range(SAMPLES)], temperature=0.7)
-        found["votes"] = vote_curves(samples, lambda text: len(tokenizer.encode(text)) + 1, getattr(task, "graded", str))
+        repeated = [p for p in problems[: c.eval_n // 4] for _ in range(SAMPLES)]
+        _, samples = evaluate(model, c, repeated, temperature=0.7)
+        graded = getattr(task, "graded", str)
+        found["votes"] = vote_curves(samples, lambda text: len(tokenizer.encode(text)) + 1, graded)
     return found
 
 
 def distances(transcripts: list) -> list[int]:
-    """A histogram of the edit distance ratio of both attempts, 20 bins from 0 to 1."""
-    counts = [0] * 20
-    for _, texts, _ in transcripts:
-        counts[min(19, int(20 * edit_distance_ratio(*texts[:2])))] += 1
-    return counts
+    """A histogram of the edit distance ratio of the first two attempts: 20 bins from 0 to 1."""
+    ratios = [edit_distance_ratio(*texts[:2]) for _, texts, _ in transcripts]
+    return np.bincount([min(19, int(20 * ratio)) for ratio in ratios], minlength=20).tolist()
 
 
 def by_level(task, transcripts: list) -> dict[str, list[int]]:
-    """Of each level: problems, right first attempts, i→c, c→i."""
-    counts = defaultdict(lambda: [0] * 4)
+    """For each level four numbers: problems, right first attempts, i→c and c→i."""
+    counts = defaultdict(lambda: np.zeros(4, dtype=int))
     for problem, _, (first, second, *_) in transcripts:
-        for i, yes in enumerate((True, first, second and not first, first and not second)):
-            counts[str(task.level(problem))][i] += yes
-    return dict(sorted(counts.items()))
+        counts[str(task.level(problem))] += (True, first, second and not first, first and not second)
+    return {level: counts[level].tolist() for level in sorted(counts)}
 
 
 def after_first_attempts_of(base: GPT, c: Config, problems: list[Problem]) -> list[Problem]:
-    """The problems with the base's greedy first attempt as given: turn 2 on mistakes that are not the model's own."""
+    """The problems with the base's greedy first attempt as given, to test turn 2 on another's mistakes."""
     _, transcripts = evaluate(base, c, problems, turns=1)
     return [p._replace(given=texts[0] or " ") for p, texts, _ in transcripts]
 
 
-def both_wrong(own: list, after: list) -> dict[str, float]:
-    """What turn 2 mends where the model's own first attempt and the base's are wrong: `mended own`, `mended fixed`, `wrong`.
+def both_wrong(own: list, after: list) -> dict:
+    """What turn 2 mends where both the model's own first attempt and the base's are wrong.
 
-    On the same problems, for those that a trained model still gets wrong are the harder ones.
+    `own` are the model's transcripts, `after` those with the base's first attempts, on the same problems. The
+    result has the shares `mended own` and `mended fixed`, None without such problems, and their number
+    `wrong`. Both shares are of the same problems, because those that a trained model still gets wrong are
+    harder than the others.
     """
-    wrong = [(a[1], b[1]) for (_, _, a), (_, _, b) in zip(own, after, strict=True) if not a[0] and not b[0]]
-    n = len(wrong)
-    return {"mended own": sum(a for a, _ in wrong) / n if n else None, "mended fixed": sum(b for _, b in wrong) / n if n else None,
-            "wrong": n}  # fmt: skip
+    wrong = [(a[1], b[1]) for (*_, a), (*_, b) in zip(own, after, strict=True) if not a[0] and not b[0]]
+    shares = np.mean(wrong, axis=0).tolist() if wrong else (None, None)
+    return {"mended own": shares[0], "mended fixed": shares[1], "wrong": len(wrong)}
 
 
 def kept(folder: Path, base: GPT, c: Config) -> list[dict]:
-    """Over training, on 500 problems: what is mended after the model's own first attempts and after the base's."""
+    """`both_wrong` of each checkpoint of a run, on 500 problems, with the `update` it was saved after."""
     problems = held_out_of(c, c.eval_n)[:500]
-    fixed, rows, before = after_first_attempts_of(base, c, problems), [], {"stage2": c.stage1_steps}
-    ends = {"stage1": c.stage1_steps, "stage2": c.stage2_steps, "imitate": c.imitate_steps}
-    paths = [p for p in folder.rglob("*.pt") if p.stem.partition("-")[0] in ends]
-    for path in [folder.parent / "base" / "base.pt", *paths]:
+    fixed = after_first_attempts_of(base, c, problems)
+    first = {"stage1": 0, "stage2": c.stage1_steps, "imitate": 0}  # updates before the stage
+    steps = {"stage1": c.stage1_steps, "stage2": c.stage2_steps, "imitate": c.imitate_steps}
+    paths = {0: folder.parent / "base" / "base.pt"}
+    for path in folder.rglob("*.pt"):
         stage, _, step = path.stem.partition("-")
-        model, _ = load_model(path, "cpu")
-        update = before.get(stage, 0) + (int(step) if step else ends.get(stage, 0))
-        rows.append({"update": update} | both_wrong(evaluate(model, c, problems)[1], evaluate(model, c, fixed)[1]))
-    return sorted({row["update"]: row for row in rows}.values(), key=lambda row: row["update"])
+        if stage in steps:
+            paths[first[stage] + int(step or steps[stage])] = path
+    rows = []
+    for update in sorted(paths):
+        model, _ = load_model(paths[update], "cpu")
+        wrong = both_wrong(evaluate(model, c, problems)[1], evaluate(model, c, fixed)[1])
+        rows.append({"update": update, **wrong})
+    return rows
 
 
 def vote_curves(samples: list, tokens, graded) -> list[dict]:
-    """Majority votes from SAMPLES dialogues of each problem: K first attempts against K / 2 that are corrected once each.
+    """Majority votes: of K first attempts (`parallel`), and of K / 2 second attempts (`corrected`).
 
-    Accuracy and tokens sampled a problem, averaged over the disjoint groups of K. The second vote is over the corrected answers.
+    `samples` are transcripts, SAMPLES of each problem one after the other. For each K of BUDGETS the accuracy
+    and the tokens sampled per problem, averaged over all disjoint groups. `tokens(text)` counts an attempt's
+    tokens; `graded(text)` is the answer for which it votes.
     """
-    rows, groups = [], [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
+    rows = []
     for k in BUDGETS:
         row = {"k": k}
         for name, turn, size in (("parallel", 0, k), ("corrected", 1, k // 2)):
-            parts = [group[i : i + size] for group in groups for i in range(0, SAMPLES, size)]
-            row[name] = sum(vote([(graded(texts[turn]), right[turn]) for _, texts, right in part]) for part in parts) / len(parts)
-            spent = sum(tokens(text) for part in parts for _, texts, _ in part for text in texts[: turn + 1])
-            row[f"{name} tokens"] = spent / len(parts)
+            groups = [samples[i : i + size] for i in range(0, len(samples), size)]
+            wins = [vote([(graded(texts[turn]), right[turn]) for _, texts, right in g]) for g in groups]
+            spent = [sum(tokens(text) for _, texts, _ in g for text in texts[: turn + 1]) for g in groups]
+            row |= {name: float(np.mean(wins)), f"{name} tokens": float(np.mean(spent))}
         rows.append(row)
     return rows
 
 
 def vote(answers: list[tuple[str, bool]]) -> bool:
-    """Whether the commonest of (answer, is it right) is right; of equally common ones the first counts.
+    """Whether the commonest answer is right. `answers` are (answer, is it right).
 
-    An attempt that was cut off is never right, whatever it says: it does not take the point from others with its answer.
+    Of equally common answers the first wins. An attempt that was cut off is never right, whatever it says. If
+    others give the same answer and are right, the answer counts as right.
     """
     winner, _ = Counter(answer for answer, _ in answers).most_common(1)[0]
     return any(right for answer, right in answers if answer == winner)
 
 
 def learning_curve(path: Path) -> dict[str, list[float]]:
-    """Accuracy of both attempts and the change rate of the rollouts, means of five updates."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Accuracy of both attempts and the change rate of the rollouts, as means of five updates each."""
+    rows = [json.loads(line) for line in lines_of(path)] if path.exists() else []
     rows = [row for row in rows if row["stage"].startswith("stage")]
-    blocks = [rows[i : i + 5] for i in range(0, len(rows), 5)]
-    return {key: [sum(row[key] for row in block) / len(block) for block in blocks] for key in ("acc_t1", "acc_t2", "change_rate")}
+    curve = {}
+    for key in ("acc_t1", "acc_t2", "change_rate"):
+        curve[key] = [float(np.mean([row[key] for row in rows[i : i + 5]])) for i in range(0, len(rows), 5)]
+    return curve
 
 
 def rounded(value):
-    """Four digits are plenty for shares of a thousand problems, and keep the file small."""
+    """Numbers with four digits: enough for shares of a thousand problems, and the file stays small."""
     if isinstance(value, dict):
         return {key: rounded(v) for key, v in value.items()}
     if isinstance(value, list):
@@ -329,92 +400,100 @@ def rounded(value):
 
 def commit_here() -> str:
     """The commit of the code, with -dirty if it was changed since; "" outside a git checkout."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-# ------------------------------------------------------------------------------------------------------ the whole grid
+# ---------------------------------------------------------------------------------- the whole grid
 
 
 def jobs_of(kind: str, seeds: list[int]) -> list[tuple[str, int]]:
-    """(method, seed) in the order of their start: three seeds of the methods, the sweeps, then the other seeds."""
-    methods, first, more = grid(kind), seeds[:3], seeds[3:]
+    """(method, seed) in the order of their start: three seeds of the methods, the sweeps, the other seeds."""
+    methods = grid(kind)
     main = [name for name in methods if methods[name].seeds == 5]
-    few = [] if kind == "quick" else [name for name in methods if methods[name].seeds < 5]
-    return [(name, seed) for names, some in ((main, first), (few, first), (main, more)) for seed in some for name in names]
+    few = [name for name in methods if methods[name].seeds < 5 and kind != "quick"]
+    parts = ((main, seeds[:3]), (few, seeds[:3]), (main, seeds[3:]))
+    return [(name, seed) for names, some in parts for seed in some for name in names]
 
 
 def needs(kind: str, name: str, seed: int) -> set[tuple[str, int]]:
     """The runs from which this one starts."""
-    return {("base", seed)} - {(name, seed)} | ({("score", seed)} if grid(kind)[name].start == "stage1" else set())
+    if name == "base":
+        return set()
+    return {("base", seed)} | ({("score", seed)} if grid(kind)[name].start == "stage1" else set())
 
 
 def run_all(kind: str, out: Path, seeds: list[int], methods: list[str], workers: int) -> bool:
-    """Runs what has no result yet, each run when those it needs are done. False if one failed or could not start."""
+    """Runs what has no result yet. False if a run failed or could not start.
+
+    A run starts when those that it needs are done. `methods` names the methods to run; [] means all.
+    """
     commit, started, failed, running = commit_here(), time.time(), {}, {}
-    done = {(file.parent.name, int(file.parent.parent.name.removeprefix("seed"))) for file in out.glob("seed*/*/result.json")}
+    results = out.glob("seed*/*/result.json")
+    done = {(path.parent.name, int(path.parent.parent.name.removeprefix("seed"))) for path in results}
     todo = [job for job in jobs_of(kind, seeds) if job not in done and (not methods or job[0] in methods)]
     total = len(todo)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while True:
-            for job in [job for job in todo if needs(kind, *job) <= done][: workers - len(running)]:
+            ready = [job for job in todo if needs(kind, *job) <= done]
+            for job in ready[: workers - len(running)]:
                 todo.remove(job)
                 running[pool.submit(run, kind, str(out), *job, commit)] = job
             if not running:
                 break
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
+            for future in wait(running, return_when=FIRST_COMPLETED)[0]:
                 job, error = running.pop(future), future.exception()
-                failed |= {job: repr(error)} if error else {}
-                done |= set() if error else {job}
+                if error:
+                    failed[job] = repr(error)
+                else:
+                    done.add(job)
                 minutes, ended = (time.time() - started) / 60, total - len(todo) - len(running)
-                print(f"{ended}/{total}  seed {job[1]} {job[0]:<12} {'FAILED' if error else 'done'}  {minutes:.0f} min, "
-                      f"ETA {minutes * (total - ended) / ended:.0f} min", flush=True)  # fmt: skip
-    for (name, seed), error in (
-        failed | {job: "the run that it starts from failed, or --methods leaves it out" for job in todo}
-    ).items():
+                line = f"{ended}/{total}  seed {job[1]} {job[0]:<12} {'FAILED' if error else 'done'}"
+                eta = minutes * (total - ended) / ended
+                print(f"{line}  {minutes:.0f} min, ETA {eta:.0f} min", flush=True)
+    left = dict.fromkeys(todo, "the run that it starts from failed, or --methods leaves it out")
+    for (name, seed), error in (failed | left).items():
         print(f"seed {seed} {name}: {error}; its log is {out}/seed{seed}/{name}/log.txt")
     return not failed and not todo
 
 
 def gather_results(out: Path, path: Path) -> list[dict]:
-    """All results under `out` and those of other seeds and methods that `path` has already; writes `path`."""
-    old = json.loads(path.read_text()) if path.exists() else []
-    new = [json.loads(file.read_text()) for file in sorted(out.glob("seed*/*/result.json"))]
+    """All results under `out`, and those in the file `path` of other seeds and methods; writes `path`."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    new = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("seed*/*/result.json"))]
     rows = {(row["seed"], row["method"]): row for row in [*old, *new]}
     found = [rows[key] for key in sorted(rows)]
-    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n", encoding="utf-8")
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, into out/paper-quick")
-    parser.add_argument("--report", action="store_true", help="train nothing: tables and pictures of the results there are")
-    parser.add_argument("--seeds", default="", help="e.g. 0,1,2; default 0,1,2,3,4, with --quick 0")
-    parser.add_argument("--methods", default="", help="only these, e.g. base,score,both; those they start from must be among them")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, a core each")
+    parser.add_argument("--report", action="store_true", help="train nothing; only write the report again")
+    parser.add_argument("--seeds", default="", help="e.g. 0,1,2 (default: 0,1,2,3,4; with --quick: 0)")
+    parser.add_argument("--methods", default="", help="only these, e.g. base,score,both, with what they need")
+    workers = os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=workers, help="runs at the same time, a core each")
     args = parser.parse_args()
     kind = "quick" if args.quick else "full"
+    methods, seeds = (text.split(",") if text else [] for text in (args.methods, args.seeds))
+    for name in methods:
+        require(name in grid(kind), f"no method {name!r}: there are {', '.join(grid(kind))}")
+    require(all(map(str.isdecimal, seeds)), f"--seeds={args.seeds}: write whole numbers such as 0,1,2")
+    seeds = [int(s) for s in seeds] or ([0] if args.quick else [0, 1, 2, 3, 4])
+    found = importlib.util.find_spec("matplotlib")  # asked now rather than after hours
+    require(found, "the report needs matplotlib: pip install -e .[plots]")
+    from experiments.paper_report import write_report
+
     out = ROOT / "out" / ("paper-quick" if args.quick else "paper")
     place = out if args.quick else RESULTS
-    seeds = [int(s) for s in args.seeds.split(",")] if args.seeds else [0] if args.quick else [0, 1, 2, 3, 4]
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        from experiments.paper_report import write_report  # now rather than after hours
-    except ImportError:
-        sys.exit("error: the report needs matplotlib: pip install -e .[plots]")
-    methods = args.methods.split(",") if args.methods else []
-    if unknown := set(methods) - set(grid(kind)):
-        sys.exit(f"error: no method {sorted(unknown)[0]!r}: there are {', '.join(grid(kind))}")
     fine = args.report or run_all(kind, out, seeds, methods, args.workers)
     results = gather_results(out, place / "paper.json")
-    try:
-        print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    sys.exit(0 if fine else 1)
+    print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
