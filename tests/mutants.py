@@ -1092,7 +1092,7 @@ def run(tree: Path, mutants: list[Mutant], edits: dict[str, str], results: dict,
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     torch.nn.init.normal_(torch.empty(1, device="meta"))  # the first time this loads modules for seconds
     needed = sorted({test for m in effective for test in m.tests})
-    print(f"{len(effective)} mutants. First their tests without an edit: {' '.join(needed)}", flush=True)
+    print(f"{len(effective)} mutants; first their tests without an edit", flush=True)
     code, failed = run_tests(tree, needed)
     if code:
         sys.exit(f"error: {failed or 'a test'} fails on the unchanged code: mend that first")

@@ -385,13 +385,13 @@ def prompts_of(batch: dict, tokenizer) -> list[tuple[str, str]]:
 
 
 def test_prompts_show_the_problem_and_ask_all_the_same(small_gpt, tokenizer, monkeypatch):
-    """Turn 1 shows the problem without its answer. The second prompt is "check", whether the attempt before
-    was right or wrong. The checker is the real place to look at, so it is told what to say.
+    """Turn 1 shows the problem without its answer. The second prompt is "check" in every row, though the
+    checker of this test would call some attempts right and some wrong.
     """
     env, c, numbers = environment(tokenizer), Config(batch=24, max_new=4), []
     monkeypatch.setattr(env.task, "is_correct", lambda problem, text: len(text) % 2 == 0)
     shown = env._replace(problem=lambda i: numbers.append(i) or env.problem(i))
-    batch, metrics, _ = roll(c, STAGE_2, (1, 0), shown, small_gpt())
+    batch, _, _ = roll(c, STAGE_2, (1, 0), shown, small_gpt())
     prompts = prompts_of(batch, tokenizer)
     assert [x1 for x1, _ in prompts] == [f"<|user|>{env.problem(i).prompt}<|assistant|>" for i in numbers]
     assert len(set(numbers)) == 24 and {x2 for _, x2 in prompts} == {"<|user|>check<|assistant|>"}
