@@ -1,4 +1,4 @@
-.PHONY: run test paper bench clean
+.PHONY: run test quick paper bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,9 @@ test: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
 
+quick: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -m "not slow"
+
 paper: $(VENV)/ready
 	$(VENV)/bin/python experiments/paper.py
 
@@ -19,7 +22,7 @@ bench: $(VENV)/ready
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r requirements.txt
-	$(VENV)/bin/pip install -q -e ".[plots,dev]"
+	$(VENV)/bin/pip install -q -e ".[dev]"
 	touch $@
 
 clean:

@@ -1,5 +1,4 @@
-"""Evaluation: is the second attempt better than the first, and does the model read the first to make it
-better?
+"""Evaluation: is the second attempt better than the first, and does it read the first?
 
     python eval.py out/default                          report of a run: results.json, report.md, pictures
     python eval.py out/default/stage2.pt --show=10      metrics of one checkpoint, with transcripts
@@ -7,6 +6,8 @@ better?
 
 All figures are on held-out problems. Greedy by default, as in the paper. All sampling has seeds of its own.
 """
+
+import engine.interrupt  # noqa: F401, I001 (before the slow imports)
 
 import dataclasses
 import json
@@ -18,7 +19,7 @@ from random import Random
 import numpy as np
 import torch
 
-from data import Environment, Problem, held_out_problems, load_task, wrong_attempts
+from data import Environment, Problem, held_out_problems, load_task, posed_problem, wrong_attempts
 from data.demonstrations import swapped_attempts
 from engine.build import make_environment, pick_device
 from engine.cli import run_script
@@ -35,15 +36,14 @@ from train import Config, load_model, stages, token_scores
 
 
 def self_correction_metrics(correct, changed=None) -> dict:
-    """The paper's metrics from `correct` [N, turns >= 2] bool, one row a problem. Fractions, not percent.
+    """The paper's metrics, as fractions, from `correct` [N, turns >= 2] bool, one row a problem.
 
-    `acc_t1` and `acc_t2` are the accuracies of both attempts, `delta` their difference. `i_to_c` and `c_to_i`
-    are the fractions of ALL problems that go from wrong to right and from right to wrong, so that acc_t2 =
-    acc_t1 + i_to_c - c_to_i. Only `fix_rate` is a fraction of the problems with a wrong first attempt, i_to_c
-    / (1 - acc_t1), and NaN without any. `change_rate` is the mean of `changed` [N] bool (does the text
-    differ?), NaN if that is not given. `n` is N. `se` has the standard error of each, sqrt(mean((x - mean)^2)
-    / n) of its n values x. For `delta` these are the N differences: both attempts are at the same problem, so
-    the error is the paired one.
+    - acc_t1, acc_t2, delta: accuracy of the first and second attempts, and acc_t2 - acc_t1.
+    - i_to_c, c_to_i: fractions of ALL problems that go from wrong to right, and from right to wrong.
+    - fix_rate: i_to_c / (1 - acc_t1), the share of wrong first attempts that are mended. NaN without any.
+    - change_rate: the mean of `changed` [N] bool, whether the text differs. NaN if that is not given.
+    - n: N. se: the standard error of each, sqrt(mean((x - mean)^2) / len(x)) over its values x. The values of
+      delta are N differences, as both attempts are at the same problem: its error is the paired one.
     """
     first, second = np.asarray(correct, dtype=float)[:, :2].T  # [N] each
     values = {
@@ -74,9 +74,7 @@ def edit_distance_ratio(a: str, b: str) -> float:
     return (total - 2 * common[-1]) / total if total else 0.0
 
 
-def answer(
-    model: GPT, c: Config, env: Environment, prompts: list, turns: int, temperature: float, feedback=False
-) -> Rollout:
+def answer(model: GPT, c: Config, env: Environment, prompts, turns, temperature, feedback=False) -> Rollout:
     """The model's dialogues on prompts, from a generator of their own: they don't disturb training or each
     other.
 
@@ -89,15 +87,12 @@ def answer(
 
 def after_attempt(env: Environment, problem: Problem, attempt: str) -> list[int]:
     """The prompt of turn 2 after an attempt that the model may not have made."""
-    text = [*env.tokenizer.encode(attempt), env.tokenizer.end_id]
-    return env.tokenizer.user_turn(problem.prompt) + text + env.correction_request
+    first = env.tokenizer.user_turn(problem.prompt) + env.tokenizer.encode(attempt)
+    return [*first, env.tokenizer.end_id, *env.correction_request]
 
 
-def evaluate(
-    model: GPT, c: Config, problems: list[Problem], turns=2, temperature=0.0, feedback=False
-) -> tuple[dict, list]:
-    """All metrics of a model on problems, and its transcripts: (problem, texts [turns], correct [turns])
-    each.
+def evaluate(model: GPT, c: Config, problems, turns=2, temperature=0.0, feedback=False) -> tuple[dict, list]:
+    """All metrics of a model on problems, and transcripts: (problem, texts [turns], correct [turns]) each.
 
     Problems with a given first attempt are for offline repair: it takes the place of turn 1.
     """
@@ -107,12 +102,11 @@ def evaluate(
         raise ValueError("offline repair needs an attempt for every problem, 2 or more turns, no --feedback")
     prompts = [after_attempt(env, p, p.given) for p in problems] if repair else env.prompts(problems)
     rollout = answer(model, c, env, prompts, turns - repair, temperature, feedback)
-    texts, ended = [row[::stride] for row in rollout.texts], rollout.ended[:, ::stride]
+    texts, ended = [row[::stride] for row in rollout.texts], rollout.ended[:, ::stride].cpu()
     if repair:
         texts = [[g, *row] for g, row in zip(given, texts, strict=True)]
         ended = torch.cat((torch.ones_like(ended[:, :1]), ended), dim=1)
     correct, unjudged = correctness(env.task, problems, texts, ended)
-    correct = correct.cpu()
     metrics = {"n": len(problems), "acc_t1": correct[:, 0].double().mean().item()}
     if turns > 1:
         metrics = self_correction_metrics(correct, [row[0] != row[1] for row in texts])
@@ -126,8 +120,7 @@ def drift(model: GPT, base: GPT, c: Config, problems: list[Problem]) -> float:
     """How far the first attempt has moved: KL(model || base) of one sampled at temperature 1, in nats."""
     env, total = make_environment(c, training=False), 0.0
     rollout = answer(model, c, env, env.prompts(problems), 1, 1.0)
-    micros = zip(rollout.ids.split(c.micro_batch), rollout.masks[:, 0].split(c.micro_batch), strict=True)
-    for ids, mask in micros:
+    for ids, mask in zip(rollout.ids.split(64), rollout.masks[:, 0].split(64), strict=True):
         total += token_scores(model, base, ids, mask, 1.0)[1].sum().item()
     return total / len(problems)
 
@@ -145,14 +138,12 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     """
     env, problems = make_environment(c, training=False), [p for p, _, _ in transcripts]
     own = [texts[0] for _, texts, _ in transcripts]
-    swapped, values = swapped_attempts(env.task, problems, own, Random(c.seed)), {}
-    if "checked" in swapped:
-        values["true_checks"] = np.array(swapped["checked"]) == np.array(own)
+    swapped = swapped_attempts(env.task, problems, own, Random(c.seed))
+    values = {"true_checks": np.array(swapped["checked"]) == np.array(own)} if "checked" in swapped else {}
     for name, attempts in swapped.items():
         prompts = [after_attempt(env, p, text) for p, text in zip(problems, attempts, strict=True)]
         rollout = answer(model, c, env, prompts, 1, 0.0)
-        correct, _ = correctness(env.task, problems, rollout.texts, rollout.ended)
-        values[name] = correct[:, 0].cpu().numpy()
+        values[name] = correctness(env.task, problems, rollout.texts, rollout.ended.cpu())[0][:, 0].numpy()
     wrong_first = np.array([not correct[0] for _, _, correct in transcripts])
     result = {}
     for group, rows in (("all", wrong_first >= 0), ("wrong_first", wrong_first)):
@@ -164,7 +155,9 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
 def report(folder: Path, device: torch.device) -> None:
     """Evaluates a run's checkpoints and writes its report."""
     if not (folder / "base.pt").exists():
-        raise ValueError(f"{folder} has no checkpoint base.pt: give the folder of a run that train.py made")
+        raise ValueError(
+            f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
+        )
     results, (base, c) = {}, load_model(folder / "base.pt", device)
     names = dict.fromkeys(["base", *(stage.name for stage in stages(c))])
     for name in [name for name in names if (folder / f"{name}.pt").exists()]:
@@ -193,11 +186,11 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
         return print(export(model, c, o.export))
     task = load_task(c.task)
     if o.problem is not None:
-        if not hasattr(task, "parse"):
-            raise ValueError(f"task={c.task} can't judge a problem of yours: it needs a reference answer")
-        problems = [task.parse(o.problem)]
+        problems = [posed_problem(task, o.problem)]
     else:
         problems = wrong_attempts(o.repair, task) if o.repair else held_out_of(c, o.n or c.eval_n)
+    if o.save:
+        Path(o.save).touch()  # an error now rather than after the evaluation
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
         save_transcripts(o.save, transcripts)
@@ -211,8 +204,8 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
 
 
 def main() -> None:
-    path = dict(help="a checkpoint, or the folder of a run for its whole report")
-    given = parse_options(EvalOptions, sys.argv[1:], __doc__, path=path)
+    usage, path = "python eval.py PATH [--key=value ...]", dict(help="a checkpoint, or the folder of a run")
+    given = parse_options(EvalOptions, sys.argv[1:], usage, __doc__, path=path)
     path, o = given.pop("path"), EvalOptions(**given)
     if not Path(path).is_dir():
         return show_checkpoint(path, o)

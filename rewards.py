@@ -16,8 +16,8 @@ def correctness(
     """Which attempts are right, bool [B, K], and what share of them could not be judged.
 
     `texts` [B][K] are the attempts at `problems` [B]; `ended` [B, K] says which came to their end of turn. An
-    attempt that was cut off by the length limit is wrong, and its text is not looked at. The shares are of all
-    B * K attempts: "truncated" (cut off), "unparsable", "timeout", and "unjudged" where our own checker broke.
+    attempt that the length limit cut off is wrong, and its text is not looked at. The shares are of all B * K
+    attempts: "truncated" (cut off), "unparsable", "timeout", and "unjudged" where our own checker broke.
     """
     places = ended.nonzero().tolist()  # (b, k) of each attempt that came to its end
     judged = verdicts(task, [(problems[b], texts[b][k]) for b, k in places])

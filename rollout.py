@@ -73,6 +73,8 @@ def sample_dialogues(
         ended[:, turn] = is_end.any(1)
         counts = torch.where(ended[:, turn], is_end.int().argmax(1) + 1, max_new)  # [B] tokens of this turn
         is_sampled, columns = steps < counts[:, None], starts[:, turn, None] + steps  # [B, max_new]
+        if not torch.where(is_sampled, scores, 0.0).isfinite().all():
+            raise FloatingPointError("the model's logits are not finite: lower the learning rate")
         ids[rows, columns] = torch.where(is_sampled, tokens, end)
         log_probs[rows, columns] = torch.where(is_sampled, scores, 0.0)
         stops[:, turn] = starts[:, turn] + counts
@@ -126,6 +128,7 @@ def sample_token(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[T
     else:
         cumulative = probs.cumsum(-1, dtype=uniform.dtype)  # [n, V]
         tokens = torch.searchsorted(cumulative, (1 - uniform[:, None]) * cumulative[:, -1:])
+        tokens = tokens.clamp(max=probs.shape[-1] - 1)  # NaN would point behind the last token
     return tokens[:, 0], probs.gather(1, tokens)[:, 0].log()
 
 

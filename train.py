@@ -17,6 +17,8 @@ Where this differs from the paper, or the paper says nothing:
 - The KL weights may differ between the stages. The last checkpoint of a stage is used, never the best one.
 """
 
+import engine.interrupt  # noqa: F401, I001 (before the slow imports)
+
 import subprocess
 import sys
 from collections import Counter
@@ -29,11 +31,12 @@ from torch import Tensor
 from data import Environment
 from engine import build
 from engine.cli import run_script
+from engine.folder import open_run
 from engine.log import rollout_metrics
 from engine.memory import in_chunks, micro_batches
 from engine.options import option, require
-from engine.processes import add_up, gather_rows, my_rows, rank, start_ranks
-from engine.run import Run, open_run
+from engine.processes import add_up, gather_rows, my_rows, rank
+from engine.run import Run
 from engine.sampling import training_rollouts
 from engine.settings import Settings, config_from, parse_args
 from engine.supervised import supervised_batch, supervised_loss
@@ -49,21 +52,27 @@ class Config(Settings):
     stage1_steps: int = option(190, "updates that reward turn 2 and hold turn 1 to the base (eq. 3)", 0)
     stage2_steps: int = option(120, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0)
     interleave: int = option(1, "how often the two stages alternate (v1 of the paper: 2)", 1)
-    batch: int = option(128, "dialogues an update", 1)
+    batch: int = option(128, "dialogues an update", 1, 10**6)
     samples_per_problem: int = option(1, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
     baseline: str = option("by_outcome", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))
-    lr: float = option(0.005, "learning rate in Stage I")
-    stage2_lr: float = option(0.003, "learning rate in Stage II")
-    max_grad_norm: float = option(1.0, "gradient clipping")
-    max_new: int = option(24, "longest attempt in tokens; a longer one is cut off and counts as wrong", 1)
-    temperature: float = option(1.0, "of sampling and of the log-probs that learn; the paper's value", 1e-3)
-    alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value")
-    gamma: float = option(0.0, "a turn's credit for the next one's return in Stage II; the paper's value")
-    beta1: float = option(0.01, "KL weight of turn 2 in Stage I: weak")
-    beta2: float = option(0.2, "KL weight of turn 1 in Stage I: strong")
-    stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold")
-    stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL")
-    stage2_weight2: float = option(1.0, "Stage II's weight of later turns' rewards; 0 also drops their KL")
+    lr: float = option(0.005, "learning rate in Stage I", 0, 10)
+    stage2_lr: float = option(0.003, "learning rate in Stage II", 0, 10)
+    max_grad_norm: float = option(1.0, "gradient clipping", 1e-6)
+    max_new: int = option(
+        24, "longest attempt in tokens; a longer one is cut off and counts as wrong", 1, 10**5
+    )
+    temperature: float = option(
+        1.0, "of sampling and of the log-probs that learn; the paper's value", 1e-3, 1e3
+    )
+    alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value", 0)
+    gamma: float = option(
+        0.0, "a turn's credit for the next one's return in Stage II; the paper's value", 0, 1
+    )
+    beta1: float = option(0.01, "KL weight of turn 2 in Stage I: weak", 0)
+    beta2: float = option(0.2, "KL weight of turn 1 in Stage I: strong", 0)
+    stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold", 0)
+    stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL", 0)
+    stage2_weight2: float = option(1.0, "Stage II's weight of later turns' rewards; 0 also drops their KL", 0)
     offline_share: float = option(0.0, "share of first attempts made by the base (paper, section 5.3)", 0, 1)
 
     def __post_init__(self):
@@ -71,6 +80,10 @@ class Config(Settings):
         n, several = self.samples_per_problem, self.samples_per_problem > 1
         require(self.turns == 2 or not self.offline_share, "turns above 2 need offline_share=0")
         require(self.baseline != "rloo" or several, "baseline=rloo needs --samples_per_problem=2 or more")
+        fewest = min(steps for steps in (self.stage1_steps, self.stage2_steps, 10**9) if steps)
+        require(
+            self.interleave <= fewest, f"interleave={self.interleave} exceeds the {fewest} steps of a stage"
+        )
         require(self.batch % n == 0, f"batch={self.batch} is not a multiple of samples_per_problem={n}")
         require(
             self.stage2_weight2 or not self.alpha, "stage2_weight2=0 leaves turn 2 alone: alpha must be 0"
@@ -151,15 +164,14 @@ def problem_number(c: Config, key: tuple[int, int], row: int) -> int:
 
 
 def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: str) -> Tensor:
-    """Each turn's return minus the mean return of comparable other rollouts, [B, K] (RLOO, Ahmadian et al.
-    2024).
+    """Each turn's return minus the mean return of comparable other rollouts, [B, K].
 
-    `returns` [B, K]; `correct` [B, K] bool; `problem_of` [B]. With `baseline` "rloo", comparable are the
-    other rollouts of the same problem. With "by_outcome" (ours) they are the other rollouts whose attempt
-    *before* the turn had the same outcome; in turn 1, before which there is no attempt, all others. That
-    outcome is known before the turn is sampled, so the baseline stays unbiased. The bonus contains -alpha *
-    r1. Turn 2 cannot change r1, so it is noise there, and this comparison cancels it. With nothing to
-    compare, the baseline is 0.
+    This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K]; `correct` [B, K] bool; `problem_of`
+    [B]. With `baseline` "rloo", comparable are the other rollouts of the same problem. With "by_outcome"
+    (ours) they are the other rollouts whose attempt *before* the turn had the same outcome; in turn 1, before
+    which there is no attempt, all others. That outcome is known before the turn is sampled, so the baseline
+    stays unbiased. The bonus contains -alpha * r1. Turn 2 cannot change r1, so it is noise there, and this
+    comparison cancels it. With nothing to compare, the baseline is 0.
     """
     columns = []
     for turn in range(returns.shape[1]):
@@ -299,14 +311,11 @@ def load_model(path: str | Path, device) -> tuple[GPT, Config]:
 
 
 def main() -> int:
-    start_ranks()
-    c, state = open_run(*parse_args(sys.argv[1:], Config, __doc__.split("\n\nRead")[0]), stages)
-    folder = Path(c.out) / c.name
-    print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {build.pick_device(c.device)}")
-    try:
+    c, resume = parse_args(sys.argv[1:], Config, __doc__.split("\n\nRead")[0])
+    with open_run(c, resume, stages) as (c, state):
+        folder = Path(c.out) / c.name
+        print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {build.pick_device(c.device)}")
         train(c, state)
-    except KeyboardInterrupt:
-        sys.exit(f"stopped; go on with: python train.py --resume={folder}")
     if rank() == 0 and c.report:  # in a process of its own, so that it can be made again at any time
         return subprocess.run([sys.executable, Path(__file__).with_name("eval.py"), folder]).returncode
     return 0

@@ -1,6 +1,6 @@
 """Problems: what a task module holds, and how training and held-out problems are kept apart.
 
-A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it; nothing else needs to know of it.
+A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it there.
 
 A task that draws its problems has one constant and five functions. `data/addition.py` is the shortest:
 
@@ -11,8 +11,8 @@ A task that draws its problems has one constant and five functions. `data/additi
     attempt(problem, kind, rng) a demonstration, an Attempt: kind is "right", "near" (a near miss) or "far"
     honest(problem, text)       the Attempt `text` with its working made true, or None if that can't be done
 
-Two more are optional and serve experiments/paper.py: `graded(text)` is the part of an attempt that counts, so that
-votes can be counted, and `level(problem)` is a number for its difficulty.
+Two more are optional and serve experiments/paper.py: `graded(text)` is the part of an attempt that counts,
+for votes, and `level(problem)` is a number for its difficulty.
 
 A task that reads its problems from files is for pretrained models (gsm8k, math, mbpp, humaneval):
 
@@ -23,7 +23,6 @@ A task that reads its problems from files is for pretrained models (gsm8k, math,
 """
 
 import functools
-import gzip
 import importlib
 import json
 import pkgutil
@@ -33,9 +32,10 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from data.reading import open_text, reading
 from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
 
-NOT_TASKS = ("checkers", "demonstrations", "tokenizer")
+NOT_TASKS = ("checkers", "demonstrations", "reading", "tokenizer")
 HELD_OUT_ONE_IN = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 
@@ -101,6 +101,13 @@ def seeded(*key) -> int:
     return Random("/".join(map(str, key))).getrandbits(63)
 
 
+def posed_problem(task, text: str) -> Problem:
+    """The problem that a person typed. ValueError if it is none, or if the task can't judge it alone."""
+    if not hasattr(task, "parse"):
+        raise ValueError("this task can't judge a problem of yours: its checker needs a reference answer")
+    return task.parse(text)
+
+
 def is_held_out(prompt: str, seed: int) -> bool:
     """Which side of the split a problem is on. Its text alone decides, so no problem is on both sides."""
     return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_ONE_IN == 0
@@ -149,17 +156,16 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
             if len(rows) <= n
             else [rows[i] for i in sorted(Random("held-out").sample(range(len(rows)), n))]
         )
-    rng, found = Random(f"{seed}/held-out"), {}
-    for _ in range(n * HELD_OUT_ONE_IN * 20):
-        if len(found) == n:
-            break
+    rng, found, since_new = Random(f"{seed}/held-out"), {}, 0
+    while len(found) < n:
         problem = task.sample(rng, size)
-        if is_held_out(problem.prompt, seed):
-            found[problem.prompt] = problem
-    else:
-        raise ValueError(
-            f"only {len(found)} held-out problems exist at size={size}: ask for fewer (n={n}) or raise size"
-        )
+        since_new += 1
+        if is_held_out(problem.prompt, seed) and problem.prompt not in found:
+            found[problem.prompt], since_new = problem, 0
+        if since_new > 1000 + 20 * HELD_OUT_ONE_IN * len(found):  # all there are have been found
+            raise ValueError(
+                f"only {len(found)} held-out problems exist at size={size}: lower n={n} or raise size"
+            )
     return list(found.values())
 
 
@@ -180,23 +186,18 @@ def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, 
     row.
     """
     if not Path(path).is_file():
-        raise ValueError(f"no file {path!s}: the README says where each task's data is got")
-    empty = True
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            empty, place = False, f"{path}, row {number}"
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{place}: not JSON; the file must have one object a line") from None
-            missing = [f for f in fields if not isinstance(row, dict) or f not in row]
-            if missing:
-                raise ValueError(f"{place}: no field {missing[0]!r}; a row needs {', '.join(fields)}")
-            yield place, row
-    if empty:
+        raise ValueError(f"no file {path!s}: data/README.md says where each task's data is got")
+    with reading(path, "JSON lines in UTF-8"), open_text(path) as file:
+        lines = [(f"{path}, row {number}", line) for number, line in enumerate(file, 1) if line.strip()]
+    if not lines:
         raise ValueError(f"{path} has no rows")
+    for place, line in lines:
+        with reading(place, "a JSON object"):
+            row = json.loads(line)
+        missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ValueError(f"{place}: no field {missing[0]!r}; a row needs {', '.join(fields)}")
+        yield place, row
 
 
 def wrong_attempts(path: str | Path, task) -> list[Problem]:
@@ -206,9 +207,14 @@ def wrong_attempts(path: str | Path, task) -> list[Problem]:
     out. ValueError if nothing is left.
     """
     problems = []
-    for _, row in read_rows(path, ("prompt", "answer", "attempts")):
-        if row["attempts"][0].strip():
-            problems.append(Problem(row["prompt"], row["answer"], row["attempts"][0]))
+    for place, row in read_rows(path, ("prompt", "answer", "attempts")):
+        prompt, answer, attempts = row["prompt"], row["answer"], row["attempts"]
+        if not (isinstance(attempts, list) and attempts):
+            raise ValueError(f"{place}: 'attempts' must be a list of texts, not empty")
+        if not all(isinstance(text, str) for text in (prompt, answer, attempts[0])):
+            raise ValueError(f"{place}: 'prompt', 'answer' and the attempts must be texts")
+        if attempts[0].strip():
+            problems.append(Problem(prompt, answer, attempts[0]))
     judged = verdicts(task, [(p, p.given) for p in problems])
     wrong = [p for p, verdict in zip(problems, judged, strict=True) if verdict != "right"]
     if not wrong:

@@ -1,22 +1,22 @@
 """Demonstrations for the base model: dialogues whose later turns are as bad as a real language model's
 (ours).
 
-SCoRe starts from a model that could correct itself and does not: asked to check, it mostly repeats itself, at
-times mends the answer, at times spoils it, whatever stood in its first attempt (paper, table 1: Acc 52.6 ->
-41.4). Such a model is made of:
+SCoRe starts from a model that could correct itself but does not. Asked to check, it mostly repeats its
+answer. At times it mends it, at times it spoils it, whatever its first attempt was (paper, table 1: Acc 52.6
+-> 41.4). We make such a model of four ingredients:
 
-- right first attempts, which teach the task, and wrong ones, whose answer is context only. The honest working
-  after a wrong answer is taught: a model that writes what is true beside its mistakes leaves the evidence
-  that correction needs.
-- first attempts that the model itself has sampled, once it can: a working that is honest only beside made-up
-  mistakes fails beside its own, which look right to it (it wrote "r0" after every wrong quotient of its own
-  without them).
-- later turns that copy (the habit that RL must break), are right (the ability that RL must find) or miss
-  nearly (the reason why asking the base again makes it worse), drawn without a look at what stood before: so
-  the base does not correct.
-- some dialogues of several turns, so that turns 3, 4, ... are not foreign to the model; in half of them the
-  model is asked for feedback before each later turn, and its verdict is honest: the format of Self-Refine
-  (Madaan et al., arXiv 2303.17651).
+- First attempts that are right teach the task. After a wrong first attempt only the honest working is taught;
+  the wrong answer is context. A model that writes what is true beside its mistakes leaves evidence to correct
+  by.
+- After a part of the training, wrong first attempts are sampled from the model instead of made up. A model
+  that has seen honest working beside made-up mistakes alone believes its own mistakes: it wrote "r0" after
+  all of them.
+- Later turns copy the attempt before (the habit that RL must break), are right (the ability that RL can
+  find), or miss nearly (so that asking again makes the base worse). They are drawn without a look at what
+  stood before, so the base does not correct.
+- Some dialogues have more than two turns, so that turns 3, 4, ... are not foreign to the model. In half of
+  those the model is asked for feedback before each later turn, and its verdict is honest: the format of
+  Self-Refine (Madaan et al., arXiv 2303.17651).
 """
 
 from random import Random
@@ -24,7 +24,7 @@ from random import Random
 from data import Environment, Problem, is_held_out, read_rows
 from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
 
-MADE_UP_MISTAKES = ("near", "near", "near", "far")  # mostly such that the working tells how to mend them
+MADE_UP_MISTAKES = ("near", "near", "near", "far")  # most can be mended by their working
 
 
 def demonstration(
@@ -38,12 +38,12 @@ def demonstration(
     right: float,
     own: str | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """One dialogue: `(ids, taught)`, two lists of one length; `taught[i]` says whether the loss counts token
+    """One dialogue: `(ids, taught)`, two lists of one length. `taught[i]` says whether the loss counts token
     i.
 
-    `right_first` is the share of first attempts made right; the text `own`, right or wrong, takes the place
-    of the others if it is given. `copy` and `right` are the shares of later turns that repeat the attempt
-    before them and that are right; all others miss nearly.
+    `right_first` is the share of first attempts made right. The others are made up; if the text `own` is
+    given, it takes their place, right or wrong. `copy` and `right` are the shares of later turns that repeat
+    the attempt before and that are right; the rest miss nearly.
     """
     ids, taught = [], []
 
@@ -85,7 +85,7 @@ def imitation(
 
 
 def swapped_attempts(task, problems: list[Problem], own: list[str], rng: Random) -> dict[str, list[str]]:
-    """First attempts to put in the place of the model's own ones, by their kind: see `swap_test` in eval.py."""
+    """First attempts to put in the place of the model's `own`, by kind: see `swap_test` in eval.py."""
     swapped = {"own": own, "other": own[1:] + own[:1]}
     if hasattr(task, "attempt"):
         for name, kind in (("wrong", "far"), ("near", "near"), ("right", "right")):

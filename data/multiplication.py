@@ -6,7 +6,7 @@ import re
 from random import Random
 
 from data import Problem
-from data.addition import DIGITS_PER_TOKEN, attempt, honest, is_correct  # noqa: F401 (an answer is a number there, too)
+from data.addition import DIGITS_PER_TOKEN, attempt, honest, is_correct  # noqa: F401
 
 
 def sample(rng: Random, size: int) -> Problem:

@@ -4,7 +4,7 @@ nothing is downloaded.
 <|user|> 8742/6 <|assistant|> 1447*6=8682r60 <|end|> <|user|> check <|assistant|> 1457*6=8742r0 <|end|>
 `------- x1 ---------------'  `------ y1 ----------' `------- x2 ------------'  `------- y2 -------'
 
-The tokenizers and the markup of pretrained models are in `data/pretrained_tokenizer.py`.
+The tokenizers and the markup of pretrained models are in `engine/hf_tokenizer.py`.
 """
 
 import itertools

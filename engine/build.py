@@ -2,10 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from random import Random
 
 import torch
 
 from data import Environment, load_task, train_problems
+from data.reading import checked, reading
 from data.tokenizer import Tokenizer, build_tokenizer
 from engine.checkpoints import load
 from engine.hf import load_pretrained
@@ -69,26 +71,66 @@ def make_model(c: Settings, vocab_size: int, device: torch.device) -> GPT:
 
 
 def load_model(path: str | Path, device) -> tuple[GPT, dict]:
-    """A checkpoint's model and the settings of its run. Weights that are not in the file come from `init`."""
+    """A checkpoint's model and the settings of its run. Weights that are not in the file come from `init`.
+
+    ValueError if settings, sizes or weights do not fit together.
+    """
     content = load(path)
-    gpt, weights, settings = GPTConfig(**content["gpt"]), content["model"], content["config"]
+    gpt, weights, settings = (
+        checked(GPTConfig, content["gpt"], path, BLOCKS),
+        content["model"],
+        content["config"],
+    )
     names = [field.name for field in dataclasses.fields(Settings)]
     c = config_from(Settings, {k: v for k, v in settings.items() if k in names}, path)
-    with torch.device("meta"):
-        complete = GPT(gpt).state_dict().keys() <= weights.keys()
-    if complete:
-        model = GPT(gpt).to(device, getattr(torch, c.dtype))
-    else:
-        model = make_model(c, 0, torch.device(device))
-        if any(".lora_" in name for name in weights):
-            add_lora(model, c.lora)
-    if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
-        raise ValueError(f"{path} does not fit {c.init or 'its own sizes'}: it has {unexpected[0]}")
+    with reading(path, "a checkpoint whose weights fit its sizes"):
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in GPT(gpt).state_dict().items()}
+        if shapes.keys() <= weights.keys():
+            check_shapes(path, weights, shapes)
+            model = GPT(gpt).to(device, getattr(torch, c.dtype))
+        else:
+            model = make_model(c, 0, torch.device(device))
+            if any(".lora_" in name for name in weights):
+                add_lora(model, c.lora)
+        check_shapes(path, weights, {name: tensor.shape for name, tensor in model.state_dict().items()})
+        if c.init == "" and (missing := sorted(shapes.keys() - weights.keys())):
+            raise ValueError(f"{path} has no weight {missing[0]}")
+        model.load_state_dict(weights, strict=False)
     return model, settings
 
 
+BLOCKS = {"norm": ("rms", "layer"), "position": ("rope", "learned"), "mlp": ("swiglu", "gelu")}
+
+
+def check_shapes(path: str | Path, weights: dict, shapes: dict) -> None:
+    """ValueError names the first weight that the model does not have or has in another shape."""
+    for name, weight in weights.items():
+        if name not in shapes:
+            raise ValueError(f"{path} has a weight {name}, which its model does not have")
+        if weight.shape != shapes[name]:
+            raise ValueError(f"{path}: {name} has the shape {list(weight.shape)}, not {list(shapes[name])}")
+
+
 def check_lengths(c: Settings, env: Environment, max_len: int) -> None:
-    """ValueError if a dialogue could outgrow the model. Better now than in the middle of a run."""
+    """ValueError if a right attempt can't be written in `max_new` tokens, or a dialogue could outgrow the
+    model.
+
+    Better now than in the middle of a run.
+    """
+    if env.problem:
+        problems = [env.problem(i) for i in range(20)]
+        right = (
+            [env.task.attempt(p, "right", Random(0)).text for p in problems]
+            if hasattr(env.task, "attempt")
+            else []
+        )
+        longest = max([len(env.tokenizer.encode(text)) + 1 for text in right], default=0)
+        require(
+            longest <= c.max_new, f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new"
+        )
+    if not c.train_data:
+        return
     problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]
     prompt = max(map(len, env.prompts(problems)))
     longest = prompt + c.turns * c.max_new + (c.turns - 1) * (len(env.correction_request) + 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.reading import reading
 from engine.processes import gather, rank, ranks
 from engine.sharding import unshard_content
 from model import GPT
@@ -28,8 +29,11 @@ def checkpoint_of(c, model: GPT, masters: dict[str, Tensor] | None = None) -> di
 
 
 def save(path: Path, content: dict) -> None:
-    """Writes a checkpoint whole or not at all. After a kill or with a full disk the old file stays."""
-    draft, content = path.with_suffix(".tmp"), unshard_content(content)
+    """Writes a checkpoint whole or not at all. After a kill or with a full disk the old file stays.
+
+    FloatingPointError, and the old file stays as well, if a weight is not finite.
+    """
+    draft, content = path.with_suffix(".tmp"), unshard_content(finite(content))
     if rank() == 0:
         with open(draft, "wb") as file:
             torch.save(content, file)
@@ -40,13 +44,37 @@ def save(path: Path, content: dict) -> None:
 
 
 def load(path: str | Path) -> dict:
-    """A checkpoint's content. Only tensors and plain data are unpickled. ValueError if it is none."""
+    """A checkpoint's content, checked: `config` and `gpt` are dicts, `model` has finite float tensors by
+    name.
+
+    Only tensors and plain data are unpickled. ValueError, in one line, if the file is no such thing.
+    """
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give a .pt file that train.py wrote")
-    try:
+    with reading(path, "a checkpoint of train.py"):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=ranks() > 1)
-        content["config"], content["gpt"], content["model"]
-    except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = str(error).splitlines()[0][:100]
-        raise ValueError(f"{path} is not a checkpoint of train.py: {reason}") from None
+        for part in ("config", "gpt", "model"):
+            if not isinstance(content[part], dict):
+                raise ValueError(f"its {part} is no table")
+        check_weights(path, content["model"])
+    return content
+
+
+def check_weights(path: str | Path, weights: dict[str, Tensor]) -> None:
+    """ValueError names the first weight that is not a dense tensor of finite floats."""
+    for name, weight in weights.items():
+        fine = isinstance(name, str) and isinstance(weight, Tensor) and weight.layout == torch.strided
+        if not (fine and weight.is_floating_point() and bool(weight.isfinite().all())):
+            raise ValueError(f"{path}: the weight {name} is not a tensor of finite numbers")
+
+
+def finite(content: dict) -> dict:
+    """The same content. FloatingPointError if one of its weights is not finite: such a file must not be
+    written.
+    """
+    for name, weight in content["model"].items():
+        if not bool(torch.isfinite(getattr(weight, "_local_tensor", weight)).all()):
+            raise FloatingPointError(
+                f"the weight {name} is no longer finite: lower the learning rate; last.pt has a good state"
+            )
     return content

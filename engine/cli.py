@@ -3,25 +3,46 @@
 import sys
 from collections.abc import Callable
 
-from engine.processes import leave, lost_a_rank, rank
+from engine.options import UsageError
+from engine.processes import leave, lost_a_rank, rank, start_ranks
 
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Calls `main` and ends the process with the number it returns, None being 0.
 
-    Exit code 1 with one line for ValueError (bad input), OSError (files), FloatingPointError (a run that
-    diverged), for Ctrl-C, and where another of several processes has ended. Any other exception is a fault of
-    ours and shows its traceback.
+    Some exceptions become one line: a UsageError (exit code 2), and with exit code 1 ValueError (bad input),
+    OSError (files), FloatingPointError (a run that diverged), memory that can't be had, Ctrl-C, and the end
+    of another of several processes. Any other exception is a fault of ours and shows its traceback. Output is
+    UTF-8.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    start_ranks()
     try:
         code = main() or 0
+    except UsageError as error:
+        code = say(f"error: {error}", 2)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        code = say(f"error: {error}", 1)
     except KeyboardInterrupt:
-        sys.exit("stopped")
-    except RuntimeError as error:
-        if not lost_a_rank(error):
+        code = say("stopped", 1)
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or "memory" in text or "storage size" in text:
+            code = say(
+                "error: not enough memory: lower --micro_batch, --sample_batch, --batch or the sizes",
+                1,
+            )
+        elif lost_a_rank(error):
+            code = say(
+                f"error: rank {rank()} stops: another process has ended; go on with --resume=FOLDER", 1
+            )
+        else:
             raise
-        sys.exit(f"error: rank {rank()} stops: another process has ended; go on with --resume=FOLDER")
     leave(code)
     sys.exit(code)
+
+
+def say(line: str, code: int) -> int:
+    print(line.replace("\n", " "), file=sys.stderr)
+    return code

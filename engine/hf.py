@@ -1,5 +1,7 @@
-"""Hugging Face checkpoint folders: what their config.json says in our terms, which of their tensors is which
-of ours, and how to read them one at a time. `load_pretrained` and `save_pretrained` put this together.
+"""Hugging Face checkpoint folders, read and written: GPT-2, Llama (and SmolLM2), Qwen 2 and Qwen 3.
+
+First come the tables: what a config.json says in our terms, and which of their tensors is which of ours. Then
+the files, which are read one tensor at a time. `load_pretrained` and `save_pretrained` put this together.
 """
 
 import functools
@@ -11,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.reading import checked, read_json, reading
 from model import GPT, GPTConfig
 
 
@@ -222,8 +225,8 @@ def description_of(config) -> dict:
 
 
 def tensors_in(folder: Path) -> tuple[dict[str, Path], Callable[[str], Tensor]]:
-    """Which file has which tensor, and a function that reads one tensor by its name. ValueError if files are
-    missing.
+    """Which file has which tensor, and a function that reads one tensor by its name. ValueError for bad
+    files.
     """
     for stem in ("model.safetensors", "pytorch_model.bin"):
         whole, index = folder / stem, folder / f"{stem}.index.json"
@@ -236,27 +239,24 @@ def tensors_in(folder: Path) -> tuple[dict[str, Path], Callable[[str], Tensor]]:
     safe = stem.endswith(".safetensors")
     if safe:
         try:
-            from safetensors import SafetensorError, safe_open
+            from safetensors import safe_open
         except ImportError:
             raise ValueError("reading .safetensors needs: pip install -e .[pretrained]") from None
-    shards = (
-        [whole]
-        if whole.is_file()
-        else sorted({folder / Path(f).name for f in read_json(index)["weight_map"].values()})
-    )
+    shards = [whole]
+    if not whole.is_file():
+        with reading(index, "an index of tensors"):
+            shards = sorted({folder / Path(f).name for f in read_json(index)["weight_map"].values()})
     open_bin = functools.lru_cache(maxsize=1)(load_bin)
     names = {}  # as the tables above have them -> (file, name in it)
     for shard in shards:
         if not shard.is_file():
             raise ValueError(f"{folder}: the index names {shard.name}, which is missing")
         if safe:
-            try:
-                with safe_open(shard, "pt") as file:
-                    keys = list(file.keys())
-            except SafetensorError as error:
-                raise ValueError(f"{shard} is damaged: {error}") from None
+            with reading(shard, "a .safetensors file"), safe_open(shard, "pt") as file:
+                keys = list(file.keys())
         else:
-            keys = list(open_bin(shard))
+            with reading(shard, "a file of tensors alone"):
+                keys = list(open_bin(shard))
         for key in keys:  # the first GPT-2 files lack a prefix
             names[f"transformer.{key}" if re.match(r"(wte|wpe|h\.\d+|ln_f)\.", key) else key] = (shard, key)
 
@@ -266,37 +266,27 @@ def tensors_in(folder: Path) -> tuple[dict[str, Path], Callable[[str], Tensor]]:
             return open_bin(shard)[key]
         with safe_open(
             shard, "pt"
-        ) as file:  # opened anew each time: an open map would keep every page it has shown
+        ) as file:  # anew each time: an open file would keep every page that was read
             return file.get_tensor(key)
 
     return {name: shard for name, (shard, _) in names.items()}, read
 
 
 def load_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pytorch_model.bin. Only tensors are unpickled, never code; ValueError if there is
-    anything else.
+    """The tensors of a pytorch_model.bin. Only tensors are unpickled, never code. ValueError if it holds
+    others.
     """
     error = None
     for mmap in (True, False):  # files from before torch 1.6 can't be memory-mapped
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            break
         except Exception as raised:  # torch.load raises many kinds
             error = raised
-    raise ValueError(f"{path} can't be read as tensors alone: {str(error).splitlines()[0][:100]}")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; ValueError if the file is missing or holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"no file {path}: is {path.parent} the folder of a Hugging Face checkpoint?"
-        ) from None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
+    else:
+        raise error
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ValueError("it does not hold tensors alone")
     return content
 
 
@@ -305,69 +295,73 @@ def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch
     several.
 
     Tensors are read one at a time, straight into the model: memory peaks at the model and its largest tensor.
-    ValueError, in one line, for an unsupported architecture or option and for a missing, surplus or misshaped
-    tensor.
+    ValueError, in one line, for an unsupported architecture or option, for a missing, surplus or misshaped
+    tensor, and for a damaged file.
     """
-    config = GPTConfig(**config_from(read_json(Path(folder) / "config.json")))
-    files, read = tensors_in(Path(folder))
-    with torch.device("meta"):
-        model = GPT(config)
-    own = {
-        name: p
-        for name, p in model.state_dict().items()
-        if not (config.tie_weights and name == "lm_head.weight")
-    }
-    wanted = {their for name, p in own.items() for their, _ in counterparts(name, p, config)}
-    ignored = r".*\.(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)" + (
-        "|lm_head.weight" if config.tie_weights else ""
-    )
-    surplus = sorted(their for their in files.keys() - wanted if not re.fullmatch(ignored, their))
-    for problem, names in (("no tensor", sorted(wanted - files.keys())), ("a tensor too many,", surplus)):
-        if names:
-            raise ValueError(
-                f"{folder} has {problem} {names[0]} ({len(names)} such): it does not fit its config.json"
-            )
-    model = model.to(dtype).to_empty(device=device)
-    if config.tie_weights:
-        model.lm_head.weight = model.embed.weight
-    weights = model.state_dict()
-    for name in own:
-        for their, view in counterparts(name, weights[name], config):
-            tensor = read(their)
-            if tensor.shape != view.shape:
-                shapes = f"the shape {list(tensor.shape)}, config.json asks for {list(view.shape)}"
-                raise ValueError(f"{folder}: {their} has {shapes}")
-            view.copy_(tensor)
-    if (
-        config.tie_weights
-        and "lm_head.weight" in files
-        and not torch.equal(read("lm_head.weight").to(model.embed.weight), model.embed.weight)
-    ):
-        raise ValueError(f"{folder}: config.json ties lm_head.weight to the embedding, but it is another one")
+    folder = Path(folder)
+    path = folder / "config.json"
+    with reading(path, "the config.json of a checkpoint that we support"):
+        config = checked(GPTConfig, config_from(read_json(path)), path)
+        with torch.device("meta"):
+            model = GPT(config)
+    with reading(folder, "a checkpoint that can be read"):
+        files, read = tensors_in(folder)
+        check_names(folder, model, files.keys())
+        model = model.to(dtype).to_empty(device=device)
+        if config.tie_weights:
+            model.lm_head.weight = model.embed.weight
+        for name, weight in own_weights(model).items():
+            for their, view in counterparts(name, weight, config):
+                tensor = read(their)
+                if tensor.shape != view.shape:
+                    asked = f"config.json asks for {list(view.shape)}"
+                    raise ValueError(f"{folder}: {their} has the shape {list(tensor.shape)}, {asked}")
+                if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+                    raise ValueError(f"{folder}: {their} has numbers that are not finite floats")
+                view.copy_(tensor)
+        if config.tie_weights and "lm_head.weight" in files:
+            head = read("lm_head.weight").to(model.embed.weight)
+            if not torch.equal(head, model.embed.weight):
+                raise ValueError(
+                    f"{folder}: config.json ties lm_head.weight to the embedding, but it is another"
+                )
     return model
 
 
+def own_weights(model: GPT) -> dict[str, Tensor]:
+    """The model's weights by name, without a head that is the embedding."""
+    tied = model.config.tie_weights
+    return {name: p for name, p in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+
+
+def check_names(folder: Path, model: GPT, names) -> None:
+    """ValueError if the files lack a tensor of the model, or have one too many."""
+    wanted = {
+        their for name, p in own_weights(model).items() for their, _ in counterparts(name, p, model.config)
+    }
+    ignored = r".*\.(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)"  # buffers of old checkpoints
+    if model.config.tie_weights:
+        ignored += "|lm_head.weight"
+    surplus = sorted(their for their in names - wanted if not re.fullmatch(ignored, their))
+    for fault, found in (("no tensor", sorted(wanted - names)), ("a tensor too many,", surplus)):
+        if found:
+            count = f"{found[0]} ({len(found)} such)"
+            raise ValueError(f"{folder} has {fault} {count}: it does not fit its config.json")
+
+
 def save_pretrained(model: GPT, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, which `from_pretrained` and transformers read back to the
-    same logits.
+    """Writes config.json and model.safetensors. `load_pretrained` and transformers read them to the same
+    logits.
     """
     try:
         from safetensors.torch import save_file
     except ImportError:
         raise ValueError("writing .safetensors needs: pip install -e .[pretrained]") from None
-    description = description_of(model.config) | {
-        "torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")
-    }
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    description = description_of(model.config) | {"torch_dtype": dtype}
+    tensors = {}
+    for name, weight in own_weights(model).items():
+        tensors |= {their: t.contiguous() for their, t in counterparts(name, weight, model.config)}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    own = {
-        name: p
-        for name, p in model.state_dict().items()
-        if not (model.config.tie_weights and name == "lm_head.weight")
-    }
-    tensors = dict(pair for name, p in own.items() for pair in counterparts(name, p, model.config))
-    save_file(
-        {their: t.contiguous() for their, t in tensors.items()},
-        Path(folder) / "model.safetensors",
-        {"format": "pt"},
-    )
-    (Path(folder) / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
+    (Path(folder) / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tiktoken
 
+from data.reading import read_json, reading
 from data.tokenizer import Tokenizer
-from engine.hf import read_json
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # SmolLM2 first cuts out each digit, so spaces before a digit are a piece that ends there.
@@ -33,13 +33,16 @@ def read_tokenizer(place: str | Path) -> Tokenizer:
             )
         return with_markup(tiktoken.get_encoding(str(place)))
     if (folder / "tokenizer.json").is_file():
-        return from_tokenizer_json(folder / "tokenizer.json")
+        path = folder / "tokenizer.json"
+        with reading(path, "a tokenizer that we support"):
+            return from_tokenizer_json(path)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab = read_json(folder / "vocab.json")
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        merges = [line.replace(" ", "") for line in lines if line and not line.startswith("#version")]
-        special = {token: i for token, i in vocab.items() if token == "<|endoftext|>"}
-        return with_markup(encoding(folder.name, vocab, merges, GPT2_PATTERN, special))
+        with reading(folder, "the folder of a tokenizer that we support"):
+            vocab = read_json(folder / "vocab.json")
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+            merges = [line.replace(" ", "") for line in lines if line and not line.startswith("#version")]
+            special = {token: i for token, i in vocab.items() if token == "<|endoftext|>"}
+            return with_markup(encoding(folder.name, vocab, merges, GPT2_PATTERN, special))
     if (folder / "tokenizer.model").is_file():
         raise ValueError(
             f"{folder} has a SentencePiece tokenizer, which is not supported: take one with a tokenizer.json"
@@ -61,9 +64,7 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
     added = {t["content"]: t["id"] for t in content.get("added_tokens") or []}
     vocab = model["vocab"]
     order = [a + b for a, b in merges]
-    if model.get(
-        "ignore_merges"
-    ):  # a piece that is a token is taken whole, also where merges don't lead to it
+    if model.get("ignore_merges"):  # a piece that is a token is taken whole, wherever merges lead
         order = sorted((token for token in vocab if token not in added), key=vocab.get)
     made = encoding(
         path.parent.name, vocab, order, split_pattern(content.get("pre_tokenizer") or {}, path), added
@@ -118,6 +119,9 @@ def encoding(
     )  # the others are in no UTF-8 text
     if missing:
         raise ValueError(f"tokenizer {name}: {len(missing)} bytes have no token, such as {min(missing)}")
+    ids = list(ranks.values())
+    if len(set(ids)) < len(ids) or not all(isinstance(i, int) and 0 <= i < 2**31 for i in ids):
+        raise ValueError(f"tokenizer {name}: its ids are not different whole numbers from 0 on")
     return tiktoken.Encoding(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 

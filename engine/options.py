@@ -15,6 +15,10 @@ def option(default, why: str, low: float = -math.inf, high: float = math.inf, ch
     return dataclasses.field(default=default, metadata=dict(why=why, low=low, high=high, choices=choices))
 
 
+class UsageError(ValueError):
+    """A fault in the words of the command line. A script ends with exit code 2 then."""
+
+
 def require(condition, message: str) -> None:
     """ValueError with the message, which should name the mend, unless the condition holds."""
     if not condition:
@@ -30,31 +34,34 @@ def check_values(settings) -> None:
             require(value in limits["choices"], f"{field.name}={value!r}: choose {choices}")
         if field.type in (int, float) and value is not None:
             low, high = limits["low"], limits["high"]
-            allowed = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
             require(math.isfinite(value), f"{field.name}={value}: it must be finite")
-            require(low <= value <= high, f"{field.name}={value}: it must be {allowed}")
+            require(value >= low, f"{field.name}={value}: it must be {low:g} or more")
+            require(value <= high, f"{field.name}={value}: it must be {high:g} or less")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line, without the long usage."""
 
     def error(self, message: str):
-        raise ValueError(message)
+        raise UsageError(message)
 
 
-def parse_options(cls: type, argv: list[str], description: str, epilog: str = "", **other: dict) -> dict:
+def parse_options(cls: type, argv: list[str], usage: str, text: str, epilog: str = "", **other: dict) -> dict:
     """What the words of the command line set, by name. What was not given is missing.
 
-    The fields of the dataclass `cls` are written --key=value; a bool may also stand alone for true. `other`
-    are further arguments by name, with what argparse's add_argument takes. ValueError, in one line, names the
-    mend of a bad word.
+    `usage`, `text` and `epilog` are for --help. The fields of the dataclass `cls` are written --key=value; a
+    bool may also stand alone for true. `other` are further arguments by name, with what argparse's
+    add_argument takes. ValueError, in one line, names the mend of a bad word.
     """
     parser = Parser(
-        description=description,
+        usage=usage,
+        description=text,
         epilog=epilog,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=30, width=118
+        ),
     )
     for name, settings in other.items():
         parser.add_argument(name, **settings)
@@ -67,7 +74,7 @@ def parse_options(cls: type, argv: list[str], description: str, epilog: str = ""
                 add_field(group, field)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ValueError(explain(unknown[0], [field.name for field in dataclasses.fields(cls)]))
+        raise UsageError(explain(unknown[0], [field.name for field in dataclasses.fields(cls)]))
     return vars(given)
 
 
@@ -88,9 +95,8 @@ def add_field(group, field: dataclasses.Field) -> None:
     default = "" if field.default in (None, "") else f" (default: {field.default})"
     alone = dict(nargs="?", const=True) if field.type is bool else {}  # --json for --json=true
     reason = field.metadata["why"].replace("%", "%%")
-    group.add_argument(
-        f"--{field.name}", type=read, metavar=field.type.__name__.upper(), help=reason + default, **alone
-    )
+    metavar = "|".join(field.metadata["choices"]) or field.type.__name__.upper()
+    group.add_argument(f"--{field.name}", type=read, metavar=metavar, help=reason + default, **alone)
 
 
 def explain(word: str, names: list[str]) -> str:

@@ -1,7 +1,5 @@
 """A run from its first step to its last: its parts, what it writes, and where a stopped one goes on."""
 
-import dataclasses
-import json
 import math
 import os
 import time
@@ -11,14 +9,16 @@ import torch
 
 from data import held_out_problems
 from data.demonstrations import read_traces
+from data.reading import reading
 from engine.build import check_lengths, load_model, make_environment, make_model, pick_device
-from engine.checkpoints import checkpoint_of, load, save
+from engine.checkpoints import checkpoint_of, save
+from engine.folder import write
 from engine.log import log_step
 from engine.lora import add_lora, without_lora
 from engine.optim import Learner, master_weights
 from engine.options import require
 from engine.processes import rank, ranks
-from engine.settings import Settings, config_from
+from engine.settings import Settings
 from engine.sharding import shard, unsharded
 from model import GPT
 
@@ -42,7 +42,8 @@ class Run:
         self.started = time.time() - state.get("seconds", 0.0)
         if not state:
             self.save_state(0, 0, [])
-            (self.folder / "metrics.jsonl").touch()
+        if rank() == 0:  # everything else has been checked: what comes after last.pt will be done again
+            write(self.folder / "metrics.jsonl", "".join(f"{row}\n" for row in state.get("rows", [])))
 
     def stages_left(self) -> list[tuple[int, object]]:
         return list(enumerate(self.stages))[self.state.get("stage", 0) :]
@@ -53,7 +54,8 @@ class Run:
         """
         resumed = index == self.state.get("stage") and self.state["step"] > 0
         self.first_step, self.stage_started = self.state["step"] if resumed else 0, time.time()
-        self.learner.start_stage(self.c, self.state["optimizers"] if resumed else None)
+        with reading(self.folder / "last.pt", "a state whose optimizers fit the model"):
+            self.learner.start_stage(self.c, self.state["optimizers"] if resumed else None)
         if stage.weights is None:
             return None
         return load_reference(self.c, stage, self.folder, self.device, self.policy)
@@ -103,8 +105,7 @@ def start_or_resume(c: Settings, state: dict, folder: Path, device: torch.device
         policy = load_model(folder / "last.pt", home)[0]
     else:
         policy = make_model(c, env.tokenizer.vocab_size, home)
-        if c.train_data:
-            check_lengths(c, env, policy.config.max_len)
+        check_lengths(c, env, policy.config.max_len)
         if c.lora:
             add_lora(policy, c.lora)
         if c.init:
@@ -136,47 +137,3 @@ def check_ranks(c: Settings, device: torch.device) -> None:
     require(device.type != "mps", "several processes need CUDA or --device=cpu: MPS can't sum gradients")
     enough = device.type == "cpu" or int(os.environ["LOCAL_RANK"]) < gpus
     require(enough, f"only {gpus} GPUs here: lower --nproc_per_node")
-
-
-# ---------------------------------------------------------------------------------- the run's folder
-
-
-def open_run(c: Settings, resume: str, stages_of) -> tuple[Settings, dict]:
-    """A new run's config and {}, its folder made; or with `resume` the config and state of that folder's run.
-
-    `stages_of(c)` gives the run's stages. ValueError if a run would be overwritten or a named file is
-    missing.
-    """
-    if not resume:
-        return new_run(c), {}
-    folder = Path(resume).resolve()
-    state = load(folder / "last.pt")
-    here = {"out": str(folder.parent), "name": folder.name}  # the folder may have been moved or renamed
-    c = config_from(type(c), state["config"] | here, folder / "last.pt")
-    done = sum(stage.steps for stage in stages_of(c)[: state["stage"]]) + state["step"]
-    if rank() == 0:
-        metrics = folder / "metrics.jsonl"
-        rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        metrics.write_text("".join(rows[:done]), encoding="utf-8")  # what comes after last.pt is done again
-    return c, state
-
-
-def new_run(c: Settings) -> Settings:
-    """Makes the run's folder. Paths in the returned config are absolute: they hold in any folder."""
-    names = [name for name in ("init", "imitate", "train_data", "test_data", "tokenizer") if getattr(c, name)]
-    files = {name: Path(getattr(c, name)) for name in names}
-    if c.init and not files["init"].exists():
-        raise ValueError(f"no {c.init}: --init takes a .pt file or a Hugging Face folder (engine/README.md)")
-    if c.tokenizer and not files["tokenizer"].is_dir():
-        del files["tokenizer"]  # it is the name of one of tiktoken's
-    c = dataclasses.replace(c, **{name: str(path.resolve()) for name, path in files.items()})
-    folder = Path(c.out) / c.name
-    if (folder / "metrics.jsonl").exists():
-        raise ValueError(
-            f"{folder} holds a run: --resume={folder} goes on with it, --name=... starts another beside it"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    if rank() == 0:
-        config = json.dumps(dataclasses.asdict(c), indent=1)
-        (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    return c

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from data import load_task
-from engine.options import check_values, option, parse_options, require
+from data.reading import checked
+from engine.options import UsageError, check_values, option, parse_options, require
 from engine.presets import PRESETS
 
 
@@ -15,12 +16,12 @@ class TaskSettings:
     task: str = option(
         "division", "division, countdown, addition, multiplication, gsm8k, math, mbpp or yours"
     )
-    size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1)
+    size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 10**4)
     train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
     test_data: str = option("", "file of held-out problems; training problems that are in it are left out")
-    n_layer: int = option(3, "transformer blocks; fewer are quicker but may not learn the checks", 1)
-    n_head: int = option(4, "attention heads", 1)
-    dim: int = option(128, "width; the default model has 0.7 M parameters", 1)
+    n_layer: int = option(3, "transformer blocks; fewer are quicker but may not learn the checks", 1, 1000)
+    n_head: int = option(4, "attention heads", 1, 1000)
+    dim: int = option(128, "width; the default model has 0.7 M parameters", 1, 10**5)
     init: str = option("", "start from this base: a .pt file or the folder of a Hugging Face checkpoint")
     tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if the --init folder has none")
 
@@ -30,8 +31,10 @@ class BaseSettings:
     """the base model: supervised training before the two stages"""
 
     base_steps: int = option(700, "steps; with fewer its checks are not true: nothing to correct by", 1)
-    base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1)
-    base_lr: float = option(0.02, "learning rate; with --optimizer=adamw take a tenth of every learning rate")
+    base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**6)
+    base_lr: float = option(
+        0.02, "learning rate; with --optimizer=adamw take a tenth of every learning rate", 0, 10
+    )
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
     right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
@@ -45,8 +48,10 @@ class LearningSettings:
     """memory and precision"""
 
     optimizer: str = option("muon", "muon (adamw beside it) or adamw alone", choices=("muon", "adamw"))
-    adam_share: float = option(0.1, "beside Muon, AdamW learns at this share of the learning rate")
-    sample_batch: int = option(256, "dialogues sampled together; bounds the memory of keys and values", 1)
+    adam_share: float = option(0.1, "beside Muon, AdamW learns at this share of the learning rate", 0, 10)
+    sample_batch: int = option(
+        256, "dialogues sampled together; bounds the memory of keys and values", 1, 10**6
+    )
     micro_batch: int = option(32, "rows of a forward pass; 32 suits a CPU's cache; same gradient", 1)
     dtype: str = option("float32", "of the model; what learns is float32", choices=("float32", "bfloat16"))
     lora: int = option(0, "rank of adapters that learn in place of the weights; 0: all weights learn", 0)
@@ -66,8 +71,9 @@ class RunSettings:
     show_every: int = option(100, "steps between transcripts", 1)
     save_every: int = option(25, "steps between two writes of last.pt, from which a stopped run goes on", 1)
     keep_every: int = option(0, "steps between checkpoints that stay; 0 keeps only the ends of stages", 0)
-    eval_n: int = option(2000, "held-out problems of the report", 1)
+    eval_n: int = option(2000, "held-out problems of the report", 2)
     report: bool = option(True, "evaluate the checkpoints and write report.md at the end")
+    overwrite: bool = option(False, "delete the run that the folder holds and start anew")
 
 
 @dataclass
@@ -80,7 +86,8 @@ class Settings(TaskSettings, BaseSettings, LearningSettings, RunSettings):
         both, heads = self.copy + self.right, 2 * self.n_head
         require(both <= 1, f"copy + right = {both:g} exceeds 1: lower one of them")
         require(self.dim % heads == 0, f"dim={self.dim} must be a multiple of 2 * n_head={heads}")
-        require(not set(self.name) & set("/\\"), f"name={self.name!r} is a path: use --out for the folder")
+        a_name = self.name not in ("", ".", "..") and not set(self.name) & set("/\\")
+        require(a_name, f"name={self.name!r} must be the name of one folder: use --out for where it is")
         require(not self.lora or self.init, "lora adapts a model that exists: name one with --init")
         require(not self.shard or self.optimizer == "adamw", "shard needs optimizer=adamw (not muon)")
         require(not self.shard or not self.lora, "shard needs lora=0")
@@ -116,11 +123,12 @@ class EvalOptions:
         check_values(self)
 
 
-def parse_args(argv: list[str], Config: type, description: str) -> tuple[Settings, str]:
+def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
     """The Config of the command line, and the folder to resume ("" for none). Overrides are printed.
 
     ValueError names the mend of a bad word.
     """
+    usage = "python train.py [--preset=NAME] [--key=value ...] | --resume=FOLDER"
     presets = []
     for name, values in PRESETS.items():
         presets.append(f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items()))
@@ -128,18 +136,23 @@ def parse_args(argv: list[str], Config: type, description: str) -> tuple[Setting
         "--preset": dict(choices=PRESETS, metavar="NAME", help="start from a set of settings, listed below"),
         "--resume": dict(metavar="FOLDER", help="go on with the stopped run in this folder"),
     }
-    given = parse_options(Config, argv, description, "\n".join(["presets:", *presets]), **other)
+    given = parse_options(Config, argv, usage, text, "\n".join(["presets:", *presets]), **other)
+    require(given.get("resume", "no") != "", "--resume=FOLDER: name the folder of the stopped run")
     resume, preset = given.pop("resume", ""), given.pop("preset", "")
     alone = not (given or preset)
     require(not resume or alone, "--resume goes on with the settings of the stopped run: give no others")
     for key, value in given.items():
         print(f"{key} = {value!r}")
-    return Config(**{**PRESETS.get(preset, {}), **given}), resume
+    try:
+        return Config(**{**PRESETS.get(preset, {}), **given}), resume
+    except ValueError as error:
+        raise UsageError(error) from None
 
 
 def config_from(Config: type, values: dict, path) -> Settings:
     """The Config of a checkpoint. ValueError if its settings are not those of this version of the project."""
-    names = {field.name for field in dataclasses.fields(Config)}
-    other = sorted(names ^ values.keys())
-    require(not other, f"{path} is of another version of this project (setting {other[:1]}): train it anew")
-    return Config(**values)
+    missing = sorted({field.name for field in dataclasses.fields(Config)} - values.keys())
+    require(
+        not missing, f"{path} is of another version of this project, without {missing[:1]}: train it anew"
+    )
+    return checked(Config, values, path)

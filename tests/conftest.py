@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # models this small gain nothing from more, and suites often share their machine
+# Models this small gain nothing from more threads, and suites often share their machine.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -23,14 +24,26 @@ def tokenizer():
 
 @pytest.fixture
 def small_gpt(tokenizer):
-    """Builds a small random GPT in float64-comparable float32; its head is scaled up so that its choices are not near-ties."""
+    """Builds a small random GPT. Its weights are large, so that the likeliest tokens are no near-ties."""
 
     def build(**overrides) -> GPT:
         torch.manual_seed(1)
-        sizes = dict(vocab_size=tokenizer.vocab_size, n_layer=2, n_head=4, n_kv_head=4, dim=32, head_dim=8, ffn_dim=48, max_len=128)
-        model = GPT(GPTConfig(**{**sizes, **overrides}))
-        for parameter in model.parameters():  # untrained blocks start as the identity: shake them, else attention is untested
+        sizes = dict(n_layer=2, n_head=4, n_kv_head=4, dim=32, head_dim=8, ffn_dim=48, max_len=128)
+        model = GPT(GPTConfig(**{"vocab_size": tokenizer.vocab_size, **sizes, **overrides}))
+        for parameter in model.parameters():  # new blocks are the identity, which hides faults of attention
             torch.nn.init.normal_(parameter, std=0.3)
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory):
+    """The folder of a random Qwen 2 with its tokenizer."""
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("safetensors")
+    from pretrained import write_qwen
+
+    folder = tmp_path_factory.mktemp("pretrained") / "qwen"
+    write_qwen(folder)
+    return folder

@@ -20,7 +20,9 @@ def test_training_and_held_out_problems_are_disjoint(name, size):
     assert len({p.prompt for p in held_out}) == 200 and all(is_held_out(p.prompt, 5) for p in held_out)
     train = [train_problems(task, size, 5)(i) for i in range(2000)]
     assert not {p.prompt for p in train} & {p.prompt for p in held_out}
-    assert train[:50] == [train_problems(task, size, 5)(i) for i in range(50)]  # by index, whatever was drawn before
+    assert train[:50] == [
+        train_problems(task, size, 5)(i) for i in range(50)
+    ]  # by index, whatever was drawn before
     assert held_out == held_out_problems(task, size, 5, 200)
     assert train[:50] != [train_problems(task, size, 6)(i) for i in range(50)]
 
@@ -53,12 +55,16 @@ def test_honest_working_corrects_the_working_and_not_the_answer():
 
 
 def test_demonstration_masks(tokenizer):
-    """Prompts are never taught; a wrong first answer is context, its working is taught; later turns are taught whole."""
+    """Prompts are never taught; a wrong first answer is context, its working is taught; later turns are
+    taught whole.
+    """
     task, end = load_task("division"), tokenizer.end_id
     problem = task.parse("8742/6")
     seen = {"right": 0, "wrong": 0}
     for seed in range(60):
-        ids, taught = demonstration(task, tokenizer, problem, Random(seed), turns=2, right_first=0.3, copy=0.4, right=0.3)
+        ids, taught = demonstration(
+            task, tokenizer, problem, Random(seed), turns=2, right_first=0.3, copy=0.4, right=0.3
+        )
         assert len(ids) == len(taught)
         prompt, follow_up = tokenizer.user_turn("8742/6"), tokenizer.user_turn("check")
         assert ids[: len(prompt)] == prompt and not any(taught[: len(prompt)])
@@ -81,23 +87,32 @@ def test_half_of_the_long_demonstrations_give_honest_feedback(tokenizer):
     task, end = load_task("division"), tokenizer.end_id
     problem, verdicts, plain = task.parse("8742/6"), [], 0
     for seed in range(60):
-        ids, taught = demonstration(task, tokenizer, problem, Random(seed), turns=5, right_first=0.5, copy=0.4, right=0.3)
+        ids, taught = demonstration(
+            task, tokenizer, problem, Random(seed), turns=5, right_first=0.5, copy=0.4, right=0.3
+        )
         stops = [0, *(i + 1 for i, token in enumerate(ids) if token == end)]
         turns = [tokenizer.decode(ids[a : b - 1]) for a, b in zip(stops, stops[1:], strict=False)]
         if not any("judge" in text for text in turns):
-            assert all(text.startswith("<|user|>check<|assistant|>") for text in turns[1:]) and len(turns) == 5
+            assert (
+                all(text.startswith("<|user|>check<|assistant|>") for text in turns[1:]) and len(turns) == 5
+            )
             plain += 1
             continue
-        for attempt, verdict, begin, stop in zip(turns[::2], turns[1::2], stops[1::2], stops[2::2], strict=False):
+        for attempt, verdict, begin, stop in zip(
+            turns[::2], turns[1::2], stops[1::2], stops[2::2], strict=False
+        ):
             right = task.is_correct(problem, attempt.split("<|assistant|>")[1])
             assert verdict == f"<|user|>judge<|assistant|>{'right' if right else 'wrong'}"
-            assert taught[begin:stop] == [False] * 3 + [True] * 2  # three tokens of markup and request, verdict and end
+            assert (
+                taught[begin:stop] == [False] * 3 + [True] * 2
+            )  # three tokens of markup and request, verdict and end
             verdicts.append(right)
     assert 20 < plain < 40 and 20 < sum(verdicts) < len(verdicts) - 20
 
 
 def test_of_an_imitated_dialogue_the_last_attempt_is_taught(tokenizer):
-    ids, taught = imitation(tokenizer, "8742/6", ["1447*6=8682r60", "1457*6=8742r0"], "check")
+    request, attempts = tokenizer.user_turn("check", first=False), ["1447*6=8682r60", "1457*6=8742r0"]
+    ids, taught = imitation(tokenizer, "8742/6", attempts, request)
     said = "<|user|>8742/6<|assistant|>1447*6=8682r60<|end|><|user|>check<|assistant|>1457*6=8742r0<|end|>"
     assert tokenizer.decode(ids) == said and len(taught) == len(ids)
     assert tokenizer.decode([i for i, t in zip(ids, taught, strict=True) if t]) == "1457*6=8742r0<|end|>"
@@ -106,7 +121,9 @@ def test_of_an_imitated_dialogue_the_last_attempt_is_taught(tokenizer):
 def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):
     task = load_task("division")
     problem = task.parse("8742/6")
-    ids, taught = demonstration(task, tokenizer, problem, Random(0), 2, right_first=0.0, copy=1.0, right=0.0, own="1444*6=9")
+    ids, taught = demonstration(
+        task, tokenizer, problem, Random(0), 2, right_first=0.0, copy=1.0, right=0.0, own="1444*6=9"
+    )
     text = tokenizer.decode([i for i in ids if i < tokenizer.encoding.encode_single_token("<|user|>")])
     assert text.count("1444*6=8664") == 2  # its own answer with true working, then a copy
 
@@ -122,9 +139,17 @@ def test_tokenizer(tokenizer):
 
 @pytest.mark.parametrize(
     "name, prompt",
-    [("division", "8742/0"), ("division", "8743/6"), ("division", "8742"), ("division", "9" * 10**5 + "/3"), ("division", "８/4"),
-     ("addition", "4+"), ("multiplication", "2**9"), ("countdown", "3,7:26")],
-)  # fmt: skip
+    [
+        ("division", "8742/0"),
+        ("division", "8743/6"),
+        ("division", "8742"),
+        ("division", "9" * 10**5 + "/3"),
+        ("division", "８/4"),
+        ("addition", "4+"),
+        ("multiplication", "2**9"),
+        ("countdown", "3,7:26"),
+    ],
+)
 def test_problems_that_are_none_are_refused(name, prompt):
     with pytest.raises(ValueError, match="looks like"):
         load_task(name).parse(prompt)
@@ -133,15 +158,21 @@ def test_problems_that_are_none_are_refused(name, prompt):
 def test_unknown_task_and_too_few_problems_are_named():
     with pytest.raises(ValueError, match="choose one of addition, countdown, division, gsm8k"):
         load_task("chess")
-    with pytest.raises(ValueError, match="ask for fewer"):
+    with pytest.raises(ValueError, match="lower n=500"):
         held_out_problems(load_task("division"), 1, 0, 500)
 
 
-def test_the_readmes_task_works_as_it_stands(tmp_path, monkeypatch):
-    """The README shows a task in one file: that very text, dropped into data/, is loaded, demonstrated and checked."""
+def test_the_task_of_the_documents_works_as_it_stands(tmp_path, monkeypatch):
+    """data/README.md shows a task in one file: that very text, dropped into data/, is loaded, demonstrated
+    and checked.
+    """
     import data
 
-    source = re.search(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.S)[1]
+    source = re.search(
+        r"```python\n(.*?)```",
+        (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8"),
+        re.S,
+    )[1]
     assert "DIGITS_PER_TOKEN" in source and source.count("\n") <= 40
     (tmp_path / "reverse.py").write_text(source)
     monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path)])

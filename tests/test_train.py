@@ -12,15 +12,32 @@ from random import Random
 import pytest
 import torch
 
-import eval as evaluation
 import train
-from data import held_out_problems, load_task
+from data import held_out_problems, load_task, train_problems
+from data.demonstrations import read_traces
+from engine import sampling
+from engine.build import make_environment, make_tokenizer
+from engine.checkpoints import load, save
+from engine.settings import parse_args
 from eval import evaluate, swap_test
-from train import Config, load_model, parse_args, save
+from train import Config, load_model
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--size=2", "--n_layer=1", "--dim=32", "--base_steps=6", "--base_batch=8", "--stage1_steps=5", "--stage2_steps=5",
-        "--batch=16", "--micro_batch=5", "--save_every=2", "--log_every=2", "--eval_n=20", "--device=cpu"]  # fmt: skip
+TINY = [
+    "--size=2",
+    "--n_layer=1",
+    "--dim=32",
+    "--base_steps=6",
+    "--base_batch=8",
+    "--stage1_steps=5",
+    "--stage2_steps=5",
+    "--batch=16",
+    "--micro_batch=5",
+    "--save_every=2",
+    "--log_every=2",
+    "--eval_n=20",
+    "--device=cpu",
+]
 
 
 def script(name, *args, cwd=ROOT):
@@ -30,7 +47,9 @@ def script(name, *args, cwd=ROOT):
 
 def run_here(tmp_path, monkeypatch, name, *extra):
     """train.py in this process, quietly, without its report."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, f"--out={tmp_path}", f"--name={name}", "--report=false", *extra])
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", *TINY, f"--out={tmp_path}", f"--name={name}", "--report=false", *extra]
+    )
     train.main()
     return tmp_path / name
 
@@ -41,7 +60,7 @@ def metrics(folder):
 
 
 def weights(path):
-    return train.load(path)["model"]
+    return load(path)["model"]
 
 
 def same(a, b):
@@ -55,7 +74,16 @@ def test_smoke_preset_and_report(tmp_path):
     assert done.stdout.count("(wrong)") > 3  # transcripts
     folder = tmp_path / "smoke"
     files = {path.name for path in folder.iterdir()}
-    wanted = {"config.json", "metrics.jsonl", "base.pt", "stage1.pt", "stage2.pt", "last.pt", "results.json", "report.md"}
+    wanted = {
+        "config.json",
+        "metrics.jsonl",
+        "base.pt",
+        "stage1.pt",
+        "stage2.pt",
+        "last.pt",
+        "results.json",
+        "report.md",
+    }
     assert wanted <= files
     assert json.loads((folder / "config.json").read_text())["n_layer"] == 1
     assert len(metrics(folder)) == 80
@@ -66,7 +94,11 @@ def test_smoke_preset_and_report(tmp_path):
         for decoding in ("greedy", "sampled"):
             m = result[decoding]
             assert keys | {"n", "se"} <= m.keys() and m["se"].keys() == keys and m["n"] == 50
-            assert m["delta"] == pytest.approx(m["acc_t2"] - m["acc_t1"]) == pytest.approx(m["i_to_c"] - m["c_to_i"])
+            assert (
+                m["delta"]
+                == pytest.approx(m["acc_t2"] - m["acc_t1"])
+                == pytest.approx(m["i_to_c"] - m["c_to_i"])
+            )
         assert len(result["greedy"]["acc"]) == 5
         assert {"own", "wrong", "near", "other", "right", "n"} <= result["swap"]["wrong_first"].keys()
     assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 1e-4
@@ -75,23 +107,28 @@ def test_smoke_preset_and_report(tmp_path):
 
     checkpoint = folder / "stage2.pt"
     shown = script("eval.py", checkpoint, "--show=3", "--turns=3", "--n=20")
-    assert shown.returncode == 0 and "Acc@t1" in shown.stdout and "accuracy after each attempt" in shown.stdout
+    assert (
+        shown.returncode == 0 and "Acc@t1" in shown.stdout and "accuracy after each attempt" in shown.stdout
+    )
     as_json = json.loads(script("eval.py", checkpoint, "--json", "--n=20", "--temperature=1").stdout)
     assert as_json["n"] == 20
     posed = script("eval.py", checkpoint, "--problem=84/6")
     assert posed.returncode == 0 and "84/6" in posed.stdout and posed.stdout.count("(") == 2
     for args, words in [
         ((checkpoint, "--problem=85/6"), "looks like 8742/6"),
-        ((checkpoint, "--n=100000"), "ask for fewer"),
-        ((checkpoint, "--turns=0"), "--turns=0"),
+        ((checkpoint, "--n=100000"), "lower n=100000"),
+        ((checkpoint, "--turns=0"), "turns=0: it must be 1 or more"),
         ((checkpoint, "--turns=500"), "max_len"),
-        ((checkpoint, "--temperature=-1"), "--temperature=-1.0"),
+        ((checkpoint, "--temperature=-1"), "temperature=-1.0: it must be 0 or more"),
         ((folder / "report.md",), "is not a checkpoint"),
         ((folder / "stage9.pt",), "no checkpoint"),
         ((tmp_path,), "no checkpoint"),
     ]:
         failed = script("eval.py", *args)
-        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (args, failed.stderr)
+        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (
+            args,
+            failed.stderr,
+        )
 
 
 def test_same_seed_same_run_and_another_seed_another(tmp_path, monkeypatch, capsys):
@@ -110,9 +147,18 @@ def test_a_run_may_make_the_base_alone(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("rows", [1, 3, 9, 14])
 def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows):
-    """T8: SIGKILL a real process in each stage, resume in another: weights, optimiser and metrics bit for bit."""
+    """T8: SIGKILL a real process in each stage, resume in another: weights, optimiser and metrics bit for
+    bit.
+    """
     whole = run_here(tmp_path, monkeypatch, "whole")
-    command = [sys.executable, ROOT / "train.py", *TINY, f"--out={tmp_path}", "--name=killed", "--report=false"]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        *TINY,
+        f"--out={tmp_path}",
+        "--name=killed",
+        "--report=false",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     log = tmp_path / "killed" / "metrics.jsonl"
     while not (log.exists() and len(log.read_text().splitlines()) >= rows):
@@ -131,9 +177,11 @@ def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, c
 
 
 def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
-    """Offline first attempts, interleaved stages, adaptive beta2, RLOO by problem, gamma: each changes the run, none breaks it.
+    """Offline first attempts, interleaved stages, RLOO by problem, gamma: each changes the run, none breaks
+    it.
 
-    A base of six steps is never right, and without a reward a policy that is still its reference has a gradient of exactly 0.
+    A base of six steps is never right, and without a reward a policy that is still its reference has a
+    gradient of exactly 0.
     """
 
     def even(task, problems, texts, ended):
@@ -142,16 +190,15 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "correctness", even)
     plain = weights(run_here(tmp_path, monkeypatch, "plain") / "stage2.pt")
     start, traces = f"--init={tmp_path}/plain/base.pt", tmp_path / "traces.jsonl"
-    problem = train.train_problems(load_task("division"), 2, 0)(0)
+    problem = train_problems(load_task("division"), 2, 0)(0)
     traces.write_text(json.dumps({"prompt": problem.prompt, "attempts": ["12*6=72r12", "14*6=84r0"]}) + "\n")
     for name, option in [
         ("offline", ["--offline_share=0.5"]),
         ("all_offline", ["--offline_share=1"]),
         ("woven", ["--interleave=2"]),
-        ("adaptive", ["--adaptive_beta2=true"]),
         ("rloo", ["--baseline=rloo", "--samples_per_problem=4"]),
         ("gamma", ["--gamma=0.5"]),
-        ("single", ["--stage2_weights=1,0", "--alpha=0"]),
+        ("single", ["--stage2_weight2=0", "--alpha=0"]),
         ("three", ["--turns=3"]),
         ("imitate", [f"--imitate={traces}", "--imitate_steps=3", "--keep_every=2"]),
     ]:
@@ -160,22 +207,28 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
         assert same(weights(folder / "base.pt"), weights(tmp_path / "plain" / "base.pt"))
     three = metrics(tmp_path / "three")
     assert [row["stage"] for row in three] == ["stage1"] * 5 + ["stage1b"] * 5 + ["stage2"] * 5
-    assert "kl_t3" not in three[4] and three[5]["kl_t3"] == pytest.approx(0, abs=1e-6)  # 1(b) begins at its reference
-    assert three[9]["acc_t3"] >= 0 and three[10]["kl_t1"] > 1e-6  # Stage II is measured against the base again
+    assert "kl_t3" not in three[4] and three[5]["kl_t3"] == pytest.approx(
+        0, abs=1e-6
+    )  # 1(b) begins at its reference
+    assert (
+        three[9]["acc_t3"] >= 0 and three[10]["kl_t1"] > 1e-6
+    )  # Stage II is measured against the base again
     losses = [row["loss"] for row in metrics(tmp_path / "imitate") if row["stage"] == "imitate"]
     assert len(losses) == 3 and losses[2] < losses[0]  # the only trace is learned
     kept = {"imitate.pt", "imitate-2.pt", "stage1-2.pt", "stage1-4.pt", "stage2-4.pt"}
     assert kept <= {path.name for path in (tmp_path / "imitate").iterdir()}
-    assert not same(weights(tmp_path / "imitate" / "imitate-2.pt"), weights(tmp_path / "imitate" / "imitate.pt"))
+    assert not same(
+        weights(tmp_path / "imitate" / "imitate-2.pt"), weights(tmp_path / "imitate" / "imitate.pt")
+    )
 
 
 def test_a_file_to_imitate_must_hold_dialogues_on_training_problems(tmp_path, monkeypatch):
     task, path = load_task("division"), tmp_path / "traces.jsonl"
-    fine = {"prompt": train.train_problems(task, 2, 0)(0).prompt, "attempts": ["14*6"]}
+    fine = {"prompt": train_problems(task, 2, 0)(0).prompt, "attempts": ["14*6"]}
     c = Config(imitate=str(path))
-    tokenizer = train.make_tokenizer(c)
+    env = make_environment(c)
     path.write_text(json.dumps(fine))
-    assert len(train.read_traces(c, task, tokenizer)) == 1
+    assert len(read_traces(c, env)) == 1
     held_out = held_out_problems(task, 2, 0, 1)[0].prompt
     for row, words in [
         ({"prompt": "84/6"}, "no field 'attempts'"),
@@ -185,10 +238,12 @@ def test_a_file_to_imitate_must_hold_dialogues_on_training_problems(tmp_path, mo
     ]:
         path.write_text(f"{json.dumps(fine)}\n{json.dumps(row)}\n")
         with pytest.raises(ValueError, match=words) as error:
-            train.read_traces(c, task, tokenizer)
+            read_traces(c, env)
         assert "row 2: " in str(error.value)
     failed = script("train.py", *TINY, f"--out={tmp_path}", f"--imitate={path}")
-    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "held-out" in failed.stderr, failed.stderr
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "held-out" in failed.stderr, (
+        failed.stderr
+    )
     assert not (tmp_path / "default" / "base.pt").exists()
 
 
@@ -196,21 +251,25 @@ def test_feedback_is_asked_for_and_is_no_attempt(tmp_path, monkeypatch, capsys):
     """Self-Refine: the dialogue holds a verdict between the attempts, the metrics do not."""
     model, c = load_model(run_here(tmp_path, monkeypatch, "run") / "base.pt", "cpu")
     problems, seen = held_out_problems(load_task(c.task), c.size, c.seed, 20), []
-    real = evaluation.sample_dialogues
+    real = sampling.sample_dialogues
 
     def sample(*args):
         seen.append(real(*args))
         return seen[-1]
 
-    monkeypatch.setattr(evaluation, "sample_dialogues", sample)
+    monkeypatch.setattr(sampling, "sample_dialogues", sample)
     metrics, transcripts = evaluate(model, c, problems, turns=3, feedback=True)
     (rollout,) = seen
-    assert len(metrics["acc"]) == 3 and rollout.masks.shape[0] == 5
+    assert len(metrics["acc"]) == 3 and rollout.masks.shape[1] == 5
     assert [texts for _, texts, _ in transcripts] == [row[::2] for row in rollout.texts]
-    tokenizer = train.make_tokenizer(c)
+    tokenizer = make_tokenizer(c)
     for b in range(20):
         said = tokenizer.decode(rollout.row(b))
-        requests = [part for part in ("judge", "check") for _ in range(said.count(f"<|end|><|user|>{part}<|assistant|>"))]
+        requests = [
+            part
+            for part in ("judge", "check")
+            for _ in range(said.count(f"<|end|><|user|>{part}<|assistant|>"))
+        ]
         assert requests.count("judge") == requests.count("check") == 2
 
 
@@ -226,14 +285,23 @@ def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch, capsys):
 
 
 def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
-    """After one's own attempt turn 2 must come out as it did in the dialogue itself, and after another's it need not."""
+    """After one's own attempt turn 2 must come out as it did in the dialogue itself, and after another's it
+    need not.
+    """
     model, c = load_model(run_here(tmp_path, monkeypatch, "run", "--base_steps=60") / "base.pt", "cpu")
-    # So small a model is never right; the parity of an attempt's length stands for it and tells attempts apart.
+    # So small a model is never right; the parity of an attempt's length stands for it and tells attempts
+    # apart.
     monkeypatch.setattr(
-        "eval.correctness", lambda task, problems, texts, ended: (torch.tensor([[len(t) % 2 == 0 for t in r] for r in texts]), {})
+        "eval.correctness",
+        lambda task, problems, texts, ended: (
+            torch.tensor([[len(t) % 2 == 0 for t in r] for r in texts]),
+            {},
+        ),
     )
     _, transcripts = evaluate(model, c, held_out_problems(load_task(c.task), c.size, c.seed, 200))
-    whole = [t for t in transcripts if len(t[1][0]) < c.max_new and "<" not in t[1][0] and "check" not in t[1][0]]
+    whole = [
+        t for t in transcripts if len(t[1][0]) < c.max_new and "<" not in t[1][0] and "check" not in t[1][0]
+    ]
     second = sum(right[1] for _, _, right in whole) / len(whole)
     assert len(whole) > 20 and 0 < second < 1
     swap = swap_test(model, c, whole)
@@ -246,7 +314,9 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
     true = [task.attempt(problem, "near", rng).text for problem, _, _ in whole]
     false = [text + "0" for text in true]  # ten times the remainder
     with_true, with_false = (
-        swap_test(model, c, [(p, [text, ""], [False, False]) for (p, _, _), text in zip(whole, texts, strict=True)])["wrong_first"]
+        swap_test(
+            model, c, [(p, [text, ""], [False, False]) for (p, _, _), text in zip(whole, texts, strict=True)]
+        )["wrong_first"]
         for texts in (true, false)
     )
     assert (with_true["true_checks"], with_false["true_checks"]) == (1, 0)
@@ -255,7 +325,7 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
 
 def test_a_report_on_more_problems_than_there_are_is_refused_before_the_training(tmp_path):
     done = script("train.py", *TINY, f"--out={tmp_path}", "--eval_n=500")
-    assert done.returncode == 1 and "ask for fewer (n=500) or a larger size" in done.stderr
+    assert done.returncode == 1 and "lower n=500 or raise size" in done.stderr
     assert not (tmp_path / "default" / "base.pt").exists()
 
 
@@ -267,9 +337,9 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_last_state(tmp_path, monke
         return real(*args) * (float("nan") if len(calls) > 8 else 1)  # two micro-batches a step: in step 5
 
     monkeypatch.setattr(train, "supervised_loss", explode)
-    with pytest.raises(SystemExit, match=r"error: the loss is nan at step 5 of base: lower the learning rate.*last\.pt"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 5 of base: lower.*last\.pt"):
         run_here(tmp_path, monkeypatch, "nan")
-    state = train.load(tmp_path / "nan" / "last.pt")
+    state = load(tmp_path / "nan" / "last.pt")
     assert state["step"] == 4 and all(t.isfinite().all() for t in state["model"].values())
 
 
@@ -283,8 +353,8 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
-        save(path, {})
-    assert train.load(path)["model"]["w"].tolist() == [1, 1]
+        save(path, {"config": {}, "gpt": {}, "model": {}})
+    assert load(path)["model"]["w"].tolist() == [1, 1]
 
 
 def test_a_checkpoint_is_never_unpickled(tmp_path):
@@ -294,15 +364,16 @@ def test_a_checkpoint_is_never_unpickled(tmp_path):
 
     torch.save({"config": Evil(), "gpt": {}, "model": {}}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="is not a checkpoint"):
-        train.load(tmp_path / "evil.pt")
+        load(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
 
 
 def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("engine.run.check_lengths", lambda *_: None)  # it refuses so short attempts
     folder = run_here(tmp_path, monkeypatch, "flat", "--max_new=1")  # one token is never a whole answer
     rows = [row for row in metrics(folder) if row["stage"] == "stage1"]
     assert all(row["no_signal"] and row["truncated"] > 0 for row in rows)
-    assert "the KL alone acts" in capsys.readouterr().out
+    assert "only the KL acts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -310,37 +381,35 @@ def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
     [
         (["--stage1_step=5"], "did you mean 'stage1_steps'?"),
         (["--zebra=5"], "--help lists them"),
-        (["--batch"], "--key=value"),
+        (["--batch"], "expected one argument"),
         (["batch=3"], "--key=value"),
-        (["--batch=many"], "batch='many': it must be a whole number"),
+        (["--batch=many"], "'many': it must be a whole number"),
         (["--batch=2.5"], "it must be a whole number"),
         (["--batch=0"], "it must be 1 or more"),
         (["--lr=nan"], "it must be finite"),
         (["--report=perhaps"], "write true or false"),
         (["--task=chess"], "choose one of"),
-        (["--baseline=mean"], "choose split or rloo"),
+        (["--baseline=mean"], "choose by_outcome or rloo"),
         (["--baseline=rloo"], "--samples_per_problem=2 or more"),
         (["--batch=10", "--samples_per_problem=3"], "not a multiple"),
         (["--copy=0.8", "--right=0.5"], "lower one of them"),
-        (["--right=1.5"], "between 0 and 1"),
-        (["--stage1_steps=-1"], "0 leaves it out"),
+        (["--right=1.5"], "it must be 1 or less"),
+        (["--stage1_steps=-1"], "it must be 0 or more"),
         (["--base_steps=0"], "it must be 1 or more"),
-        (["--temperature=0"], "take 1.0"),
+        (["--temperature=0"], "it must be 0.001 or more"),
         (["--dim=30"], "multiple of 2 * n_head"),
-        (["--stage2_weights=1"], "two numbers such as 1,1"),
-        (["--stage2_weights=1,0"], "so alpha"),
-        (["--stage2_weights=0,1", "--gamma=0.5"], "so gamma"),
-        (["--turns=1"], "2 to 6"),
+        (["--stage2_weight2=0"], "alpha must be 0"),
+        (["--stage2_weight1=0", "--gamma=0.5"], "gamma must be 0"),
+        (["--turns=1"], "it must be 2 or more"),
         (["--turns=3", "--offline_share=0.5"], "offline_share=0"),
-        (["--turns=3", "--adaptive_beta2=true"], "adaptive_beta2=false"),
         (["--name=a/b"], "use --out"),
-        (["--preset=huge"], "choose one of smoke"),
+        (["--preset=huge"], "choose from"),
         (["--resume=out/x", "--lr=1"], "give no others"),
     ],
 )
 def test_bad_settings_name_their_mend(words, mend, capsys):
     with pytest.raises(ValueError) as error:
-        parse_args(words)
+        parse_args(words, Config, "")
     assert mend in str(error.value) and "\n" not in str(error.value)
 
 
@@ -359,10 +428,18 @@ def test_bad_places_are_one_line_errors(tmp_path):
         ([f"--out={tmp_path}", "--device=abacus", "--name=y"], "device='abacus' is not available"),
     ]:
         failed = script("train.py", *args)
-        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (args, failed.stderr)
+        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (
+            args,
+            failed.stderr,
+        )
 
 
 def test_help_lists_every_field_with_its_reason():
-    text = train.help_text()
+    done = script("train.py", "--help")
+    text = " ".join(done.stdout.split())
+    assert done.returncode == 0
     for field in Config.__dataclass_fields__.values():
-        assert f"--{field.name}=" in text and field.metadata["why"] in text and len(field.metadata["why"]) > 10
+        reason = field.metadata["why"]
+        assert f"--{field.name} " in text and " ".join(reason.split()) in text and len(reason) > 10, (
+            field.name
+        )

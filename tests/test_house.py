@@ -1,0 +1,130 @@
+"""The house: how long the scripts may be, how wide, and who may import whom. Without this test they grow
+again.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUDGETS = {
+    "rewards.py": 80,
+    "rollout.py": 170,
+    "model.py": 240,
+    "train.py": 330,
+    "eval.py": 220,
+    "README.md": 140,
+}
+WIDTH = 110
+SCRIPTS = ("model", "rollout", "rewards", "train", "eval")
+MAY_IMPORT = {  # what of this project each part may import, beside itself
+    "data": set(),
+    "model": {"data"},
+    "rollout": {"data", "model", "engine"},
+    "rewards": {"data"},
+    "train": {"data", "model", "rollout", "rewards", "engine"},
+    "eval": {"data", "model", "rollout", "rewards", "train", "engine"},
+    "engine": {"data", "model", "rollout", "experiments"},  # experiments: only the optional pictures
+}
+
+
+def sources() -> list[Path]:
+    tops = [ROOT / f"{name}.py" for name in SCRIPTS]
+    return tops + [
+        path
+        for folder in ("data", "engine", "experiments", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The first parts of the names that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_each_script_stays_within_its_budget(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").count("\n")
+    assert lines <= BUDGETS[name], (
+        f"{name} has {lines} lines, more than {BUDGETS[name]}: move what is no algorithm to engine/"
+    )
+
+
+def test_the_readme_can_be_read_to_its_end():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1500
+
+
+def test_no_line_is_wider_than_a_reader_likes():
+    wide = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > WIDTH
+    ]
+    assert not wide
+
+
+def test_imports_run_in_one_direction():
+    parts = {*MAY_IMPORT, "experiments", "tests"}
+    for part, allowed in MAY_IMPORT.items():
+        files = [ROOT / f"{part}.py"] if part in SCRIPTS else (ROOT / part).rglob("*.py")
+        for path in files:
+            foreign = (imports_of(path) & parts) - allowed - {part}
+            assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+    assert "model" in imports_of(ROOT / "rollout.py")  # the check sees imports
+
+
+def test_every_file_is_named_where_a_reader_looks():
+    """Each file of engine/ stands in the table of engine/README.md, each script in the README."""
+    table = (ROOT / "engine" / "README.md").read_text(encoding="utf-8")
+    missing = [path.stem for path in (ROOT / "engine").glob("[a-z]*.py") if f"`{path.stem}`" not in table]
+    assert not missing
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"{name}.py" in readme for name in SCRIPTS)
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for path in [ROOT / "README.md", *ROOT.glob("*/README.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+
+
+def test_the_readmes_reward_works_as_it_stands(tmp_path):
+    """The example is put where the README says and trained: rewards become negative, so the price is paid."""
+    for name in ("data", "engine"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in SCRIPTS:
+        shutil.copy(ROOT / f"{name}.py", tmp_path)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    function, option, line = (part.partition("\n")[2] for part in re.split(r"\n(?=# )", code))
+    rewards, train = (tmp_path / "rewards.py").read_text(), (tmp_path / "train.py").read_text()
+    (tmp_path / "rewards.py").write_text(f"{rewards}\n\n{function}")
+    arrow = next(text for text in train.splitlines() if "<- change the reward here" in text)
+    train = train.replace(arrow, line.rstrip("\n"))
+    train = train.replace("from rewards import ", "from rewards import length_cost, ")
+    train = train.replace("    turns: int = option(", f"{option.rstrip()}\n    turns: int = option(", 1)
+    (tmp_path / "train.py").write_text(train)
+    tiny = "--size=1 --n_layer=1 --dim=32 --base_steps=2 --base_batch=8 --stage1_steps=1 --stage2_steps=1 --batch=8"
+    command = [
+        sys.executable,
+        "train.py",
+        *tiny.split(),
+        "--device=cpu",
+        "--report=false",
+        "--price=0.5",
+        "--log_every=1",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("reward -") == 2, done.stdout

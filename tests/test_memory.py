@@ -1,0 +1,92 @@
+"""bfloat16 with float32 copies, adapters and recomputed blocks save memory, and learning stays exact."""
+
+import contextlib
+
+import pytest
+import torch
+from pretrained import SHORT, even_length, logits, train_here
+
+import engine.run
+import train
+from engine.checkpoints import load
+from engine.hf import load_pretrained
+from engine.optim import copy_masters, master_weights
+
+
+def test_small_updates_reach_bfloat16_weights_through_their_copies(small_gpt):
+    """An update of 1e-5 is less than half a bfloat16 step of a weight near 0.3: alone it would be lost."""
+    model = small_gpt().to(torch.bfloat16)
+    before = [p.detach().clone() for p in model.parameters()]
+    masters = master_weights(model, {})
+    optimizer = torch.optim.SGD(masters.values(), lr=1e-5)
+    for _ in range(300):
+        for master in masters.values():
+            master.grad = torch.ones_like(master)
+        optimizer.step()
+        copy_masters(model, masters)
+    for name, p, old in zip(masters, model.parameters(), before, strict=True):
+        expected = old.float() - 3e-3
+        assert torch.allclose(masters[name], expected, atol=1e-4)
+        assert (p.float() - expected).abs().max() < 2**-8 * old.float().abs().max()  # within rounding
+    alone = before[0].clone()
+    for _ in range(300):
+        alone -= 1e-5
+    assert (alone == before[0]).float().mean() > 0.5
+
+
+def test_the_gradients_of_micro_batches_add_up_in_float32(small_gpt):
+    """256 small gradients after a large one: in bfloat16 they would be lost."""
+    model = small_gpt().to(torch.bfloat16)
+    masters = master_weights(model, {})
+    weight, name = model.norm.weight, "norm.weight"
+    (weight.sum() * 256).backward()
+    for _ in range(256):
+        weight.sum().backward()
+    assert torch.equal(masters[name].grad, torch.full_like(masters[name], 512.0)) and weight.grad is None
+
+
+def test_recomputing_blocks_leaves_the_gradient_alone(small_gpt):
+    ids, gradients = torch.randint(0, 90, (2, 20)), []
+    for recompute in (False, True):
+        model = small_gpt()
+        model.recompute = recompute
+        model(ids).logsumexp(-1).sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+MODES = [["--lora=4"], ["--dtype=bfloat16"], ["--dtype=bfloat16", "--lora=4", "--recompute=true"]]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
+def test_a_run_that_was_stopped_twice_equals_the_unbroken_one(mode, qwen, tmp_path, monkeypatch, capsys):
+    """Adapters, float32 copies, the optimizer's state: last.pt has all that a step depends on."""
+    monkeypatch.setattr(train, "correctness", even_length)
+    words = [f"--init={qwen}", *SHORT, *mode, f"--out={tmp_path}"]
+    train_here(monkeypatch, *words, "--name=whole")
+    log_step, calls = engine.run.log_step, []
+
+    def stop_at(*args):
+        log_step(*args)
+        calls.append(args)
+        if len(calls) in (3, 8):  # after 3 steps, and after 2 + 5 + 1, in Stage II
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.run, "log_step", stop_at)
+    go_on = [f"--resume={tmp_path}/broken"]
+    for start in ([*words, "--name=broken"], go_on, go_on):
+        with contextlib.suppress(SystemExit):
+            train_here(monkeypatch, *start)
+    assert len(calls) > 8
+    for name in ("stage1", "stage2", "last"):
+        whole, broken = (load(tmp_path / run / f"{name}.pt")["model"] for run in ("whole", "broken"))
+        assert whole.keys() == broken.keys() and all(torch.equal(whole[k], broken[k]) for k in whole)
+        assert all(".lora_" in k for k in whole) == ("--lora=4" in mode)  # what init has is not stored again
+    assert not load(tmp_path / "whole" / "base.pt")["model"]
+    base, after = (
+        train.load_model(tmp_path / "whole" / f"{name}.pt", "cpu")[0] for name in ("base", "stage2")
+    )
+    ids = torch.randint(0, 800, (2, 20))
+    start = load_pretrained(qwen, dtype=base.embed.weight.dtype)
+    assert torch.equal(logits(base, ids), logits(start, ids))
+    assert (logits(after, ids) - logits(base, ids)).abs().max() > 1e-3

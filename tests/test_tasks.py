@@ -1,0 +1,214 @@
+"""Tasks that read their problems from files: reading, runs by the real scripts, offline repair."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pretrained import SHORT, even_length, train_here
+
+import eval as evaluation
+import train
+from data import load_task, train_problems
+from data.gsm8k import CORRECTION_REQUEST
+from engine.hf import load_pretrained
+from engine.hf_tokenizer import read_tokenizer
+from engine.settings import parse_args
+from train import Config
+
+ROOT = Path(__file__).parent.parent
+
+
+def row(task: str, i: int) -> dict:
+    """Row number i of a task's file."""
+    if task == "gsm8k":
+        question = f"Ann has {i} apples and gets {i} more. How many has she?"
+        return {"question": question, "answer": f"#### {2 * i}"}
+    if task == "math":
+        return {"problem": f"What is ${i}+1$?", "solution": rf"It is $\boxed{{{i + 1}}}$."}
+    code = f"def add{i}(x):\n    return x + {i}"
+    text, tests = f"Write a function add{i} that adds {i}.", [f"assert add{i}(1) == {i + 1}"]
+    return {"task_id": i, "text": text, "code": code, "test_setup_code": "", "test_list": tests}
+
+
+def write_rows(path: Path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_files(folder: Path, task: str, training: range, test: range) -> list[str]:
+    """Writes both files; returns the words that name them to train.py."""
+    for name, numbers in (("train", training), ("test", test)):
+        write_rows(folder / name, [row(task, i) for i in numbers])
+    return [f"--train_data={folder}/train", f"--test_data={folder}/test"]
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+def test_problems_that_are_in_both_files_are_not_trained_on(tmp_path):
+    write_files(tmp_path, "math", range(8), range(3))
+    task, files = load_task("math"), [f"{tmp_path}/train", f"{tmp_path}/test"]
+    problem_at = train_problems(task, 0, 5, *files)
+    epochs = [[problem_at(epoch * 5 + i).prompt for i in range(5)] for epoch in range(3)]
+    held_out = {p.prompt for p in task.read(files[1], "test")}
+    assert all(len(set(epoch)) == 5 and not set(epoch) & held_out for epoch in epochs)
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[2])
+    with pytest.raises(ValueError, match="nothing to train on"):
+        train_problems(task, 0, 5, files[1], files[1])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "has no rows"),
+        ('{"problem": "x"}\n', "row 1: no field 'solution'"),
+        ('{"problem": "x", "solution": "$\\\\boxed{1}$"}\nnonsense\n', "row 2: not JSON"),
+        ("[1]\n", "row 1: no field 'problem'"),
+        ('{"problem": "x", "solution": "no answer at all"}\n', "row 1"),
+    ],
+)
+def test_a_bad_file_is_refused_by_its_row(text, words, tmp_path):
+    (tmp_path / "rows").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError) as error:
+        load_task("math").read(str(tmp_path / "rows"), "train")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no file .*nowhere: the README says where each task's data is got"):
+        load_task("math").read(str(tmp_path / "nowhere"), "train")
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def script(name: str, *args) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / name, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_a_run_of_no_steps_evaluates_the_pretrained_model(qwen, tmp_path):
+    """By the real scripts, as a user does it before training, and in bfloat16."""
+    none = ["--stage1_steps=0", "--stage2_steps=0", "--dtype=bfloat16"]
+    done = script("train.py", *SHORT, *none, f"--init={qwen}", f"--out={tmp_path}", "--name=base")
+    assert done.returncode == 0, done.stderr
+    assert "| base | greedy | 0.0" in (tmp_path / "base" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "mbpp"])
+def test_a_run_on_files_survives_a_kill_and_writes_its_report(task, qwen, tmp_path):
+    """Both stages by the real scripts, with LoRA on a random model."""
+    ranges = (range(700, 712), range(20, 26)) if task == "mbpp" else (range(12), range(6))
+    files = write_files(tmp_path, task, *ranges)
+    preset = "--preset=mbpp" if task == "mbpp" else "--preset=gsm8k-laptop"
+    quick = [*SHORT, "--dtype=float32", "--batch=4", "--eval_n=3"]  # bfloat16 is slow on many CPUs
+    words = [preset, "--lora=4", f"--init={qwen}", *files, *quick, f"--out={tmp_path}", "--name=run"]
+    log = tmp_path / "run" / "metrics.jsonl"
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *words], stdout=subprocess.DEVNULL)
+    while not (log.exists() and log.read_text(encoding="utf-8").count("\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = script("train.py", f"--resume={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [("stage1", step) for step in (1, 2, 3, 4)] + [("stage2", step) for step in (1, 2, 3)]
+    assert [(row["stage"], row["step"]) for row in rows] == steps
+    for name in ("truncated", "unparsable", "timeout", "unjudged"):
+        assert all(0 <= row[name] <= 1 for row in rows)
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "| stage2 | greedy |" in report and "could not be judged" in report
+
+
+def test_dialogues_that_outgrow_the_model_are_refused_at_the_start(qwen, tmp_path, monkeypatch, capsys):
+    words = ["--task=gsm8k", *write_files(tmp_path, "gsm8k", range(6, 12), range(6)), f"--out={tmp_path}"]
+    with pytest.raises(ValueError, match="max_len=2048: lower --max_new"):
+        train_here(monkeypatch, *words, f"--init={qwen}", *SHORT, "--max_new=900", "--name=long")
+    with pytest.raises(ValueError, match="no .*nowhere: --init takes a .pt file or a Hugging Face folder"):
+        train_here(monkeypatch, *words, f"--init={tmp_path}/nowhere", *SHORT, "--name=nowhere")
+
+
+@pytest.mark.parametrize(
+    "words, mend",
+    [
+        (["--task=gsm8k"], "needs --init=FOLDER"),
+        (["--task=gsm8k", "--init=x"], "--train_data=FILE and --test_data=FILE"),
+        (["--train_data=x"], "leave out --train_data"),
+        (["--lora=8"], "name one with --init"),
+        (["--dtype=float16"], "choose float32 or bfloat16"),
+        (["--optimizer=sgd"], "choose muon or adamw"),
+        (["--lora=-1"], "it must be 0 or more"),
+    ],
+)
+def test_bad_settings_of_pretrained_runs_name_their_mend(words, mend, capsys):
+    with pytest.raises(ValueError) as error:
+        parse_args(words, Config, "")
+    assert mend in str(error.value) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture
+def evaluate(qwen, tmp_path, monkeypatch, capsys):
+    """A function that calls eval.py with more words on a short run on GSM8K, and returns what it prints."""
+    monkeypatch.setattr(train, "correctness", even_length)
+    files = write_files(tmp_path, "gsm8k", range(6, 12), range(6))
+    words = ["--task=gsm8k", f"--init={qwen}", *files, *SHORT, "--lora=4"]
+    train_here(monkeypatch, *words, f"--out={tmp_path}", "--name=run")
+
+    def call(*words, path="run/stage2.pt") -> str:
+        monkeypatch.setattr(sys, "argv", ["eval.py", str(tmp_path / path), *words])
+        capsys.readouterr()
+        evaluation.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_what_eval_offers_for_tasks_from_files(evaluate, tmp_path):
+    saved = tmp_path / "wrong.jsonl"
+    shown = evaluate(f"--save={saved}", "--show=1", "--temperature=1")
+    assert "--- attempt 2 (wrong)" in shown and "n = 6)" in shown and "unparsable" in shown
+    repaired = json.loads(evaluate(f"--repair={saved}", "--json"))  # a random model's attempts are all wrong
+    assert repaired["n"] == 6 and repaired["acc_t1"] == 0
+    with pytest.raises(ValueError, match="can't judge a problem of yours"):
+        evaluate("--problem=1+1")
+    with pytest.raises(ValueError, match="--n is for one checkpoint"):
+        evaluate("--n=2", path="run")
+
+
+@pytest.mark.parametrize("attempt", ["#### 1", ""], ids=["right, though it was cut off", "empty"])
+def test_an_attempt_that_is_not_wrong_as_it_stands_is_not_repaired(attempt, tmp_path):
+    path = tmp_path / "wrong.jsonl"
+    write_rows(path, [{"prompt": "x", "answer": "1", "attempts": [attempt, ""], "right": [False, False]}])
+    with pytest.raises(ValueError, match="nothing to repair"):
+        evaluation.wrong_attempts(path, load_task("gsm8k"))
+
+
+def test_a_given_first_attempt_stands_in_the_place_of_turn_1(qwen, tmp_path):
+    """Offline repair: attempt 2 is what the model says after the given one, whose accuracy is Acc@t1."""
+    texts = [f"It is {i if i < 2 else 99}." for i in range(6)]
+    test_rows = [{"question": f"{i}?", "answer": f"#### {i}", "attempt": texts[i]} for i in range(6)]
+    write_rows(tmp_path / "test", test_rows)
+    write_rows(tmp_path / "train", [{"question": "x", "answer": "#### 1"}])
+    files = dict(train_data=f"{tmp_path}/train", test_data=f"{tmp_path}/test")
+    c = Config(task="gsm8k", init=str(qwen), **files, max_new=5)
+    model, tokenizer = load_pretrained(qwen), read_tokenizer(qwen)
+    problems = evaluation.held_out_of(c, 10)
+    metrics, transcripts = evaluation.evaluate(model, c, problems)
+    assert metrics["acc_t1"] == pytest.approx(2 / 6)
+    assert [attempts[0] for _, attempts, _ in transcripts] == texts
+
+    ids = [*tokenizer.user_turn(problems[3].prompt), *tokenizer.encode("It is 99."), tokenizer.end_id]
+    ids += tokenizer.user_turn(CORRECTION_REQUEST, first=False)
+    with torch.no_grad():
+        for _ in range(5):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert transcripts[3][1][1] == tokenizer.decode(ids[-5:])
+    with pytest.raises(ValueError, match="for every problem"):
+        evaluation.evaluate(model, c, [problems[0], problems[1]._replace(given="")])
