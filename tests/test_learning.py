@@ -6,7 +6,7 @@ from statistics import fmean
 
 import data
 import train
-from engine.run import open_run
+from engine.folder import open_run
 from train import Config, stages
 
 # Say a digit from 5 to 9. The demonstrations say any digit, so the base is right half of the time in both
@@ -34,8 +34,9 @@ SETTINGS = dict(
 
 def run(folder: Path, name: str, **settings) -> dict[str, list[float]]:
     """A run of train.py on the task. Returns each figure of its metrics.jsonl as a list over the steps."""
-    c, state = open_run(Config(out=str(folder), name=name, **SETTINGS, **settings), "", stages)
-    train.train(c, state)
+    c = Config(out=str(folder), name=name, **SETTINGS, **settings)
+    with open_run(c, "", stages) as (c, state):
+        train.train(c, state)
     lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for line in lines if (row := json.loads(line))["stage"] != "base"]
     return {k: [row[k] for row in rows] for k in ("acc_t1", "acc_t2", "kl_t1", "kl_t2") if rows}

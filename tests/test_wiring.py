@@ -8,31 +8,29 @@ import copy
 import dataclasses
 import itertools
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
 from data import Environment, Problem, load_task, train_problems
 from engine import build, optim, supervised
 from engine.checkpoints import checkpoint_of, load, save
+from engine.folder import open_run
 from engine.optim import Learner, master_weights
-from engine.run import Run, open_run
+from engine.run import Run
 from engine.sampling import sample_many, training_rollouts
 from engine.supervised import supervised_batch
 from model import GPT
 from rewards import correctness, turn_rewards
-from rollout import sample_token
 from train import Config, Stage, problem_number, rollout_batch, stages
 
 SMALL = dict(
     size=2, n_layer=1, dim=32, base_steps=5, base_batch=10, stage1_steps=5, stage2_steps=5, batch=12,
-    micro_batch=5, max_new=8, temperature=0.8, max_grad_norm=0.02, lr=0.05, stage2_lr=0.04, beta1=0.5,
+    micro_batch=5, max_new=12, temperature=0.8, max_grad_norm=0.02, lr=0.05, stage2_lr=0.04, beta1=0.5,
     beta2=2.0, stage2_beta=3.0, save_every=2, keep_every=4, show_every=2, device="cpu", report=False,
 )  # fmt: skip
 STAGE_1, STAGE_2 = stages(Config())[1:]
@@ -46,8 +44,9 @@ def even(task, problems, texts, ended):
 
 def run_here(folder: Path, resume: str = "", **settings) -> Path:
     """train.py in this process. Returns the run's folder."""
-    c, state = open_run(Config(**{**SMALL, "out": str(folder), **settings}), resume, stages)
-    train.train(c, state)
+    settings = {**SMALL, "out": str(folder), **settings}
+    with open_run(Config(**settings), resume, stages) as (c, state):
+        train.train(c, state)
     return Path(c.out) / c.name
 
 
@@ -250,7 +249,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(whole, stop, tmp_path
 
         patch.setattr(Run, "log_and_save", log)
         torch.manual_seed(1)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="--resume"):
             run_here(tmp_path)
     torch.manual_seed(2)
     updates = watch(monkeypatch)
@@ -268,12 +267,13 @@ def rows(folder: Path) -> list[dict]:
 
 def test_a_run_is_not_overwritten(whole):
     with pytest.raises(ValueError, match="--resume="):
-        open_run(Config(**SMALL, out=str(whole[0].parent)), "", stages)
+        run_here(whole[0].parent)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_and_spoils_nothing(tmp_path):
-    c, state = open_run(Config(**SMALL, out=str(tmp_path)), "", stages)
-    run = Run(c, state, stages(c))
+    c = Config(**SMALL, out=str(tmp_path))
+    with open_run(c, "", stages) as (c, state):
+        run = Run(c, state, stages(c))
     run.start_stage(0, run.stages[0])
     before = copy.deepcopy(run.policy.state_dict())
     for parameter in run.policy.parameters():
@@ -347,19 +347,6 @@ def test_without_a_gradient_no_weight_moves(small_gpt):
         parameter.grad = torch.zeros_like(parameter)
     learner.step(0.1)
     assert torch.equal(flat(model.parameters()), before)
-
-
-def test_bfloat16_weights_learn_from_the_float32_sum_of_all_micro_batches(small_gpt):
-    model, exact = small_gpt().bfloat16(), small_gpt()
-    learner, before = learner_of(model), flat(model.parameters())
-    for ids in torch.randint(0, 90, (3, 4, 9)).split(1):
-        model(ids[0]).float().square().sum().backward()
-        exact(ids[0]).square().sum().backward()
-    ours, theirs = (flat(p.grad for p in w) for w in (learner.masters.values(), exact.parameters()))
-    assert ours.dtype == torch.float32 and F.cosine_similarity(ours, theirs, dim=0) > 0.99
-    assert ours.norm() == pytest.approx(theirs.norm().item(), rel=0.1)
-    learner.step(0.1)
-    assert not torch.equal(flat(model.parameters()), before)
 
 
 # ---------------------------------------------------------------------------------- dialogues
@@ -520,13 +507,6 @@ def test_the_logged_change_rate_is_of_texts(small_gpt, tokenizer, monkeypatch):
     monkeypatch.setattr(train, "training_rollouts", copies)
     _, metrics, _ = roll(Config(batch=6, max_new=3), STAGE_2, (1, 0), environment(tokenizer), small_gpt())
     assert metrics["change_rate"] == pytest.approx(2 / 6)
-
-
-def test_a_token_of_probability_0_is_never_sampled():
-    """The smallest and the largest random number meet the ends of the distribution."""
-    logits = torch.tensor([[-torch.inf, 1.0, 0.0, -torch.inf]]).expand(2, 4)
-    tokens, _ = sample_token(logits, 1.0, torch.tensor([0.0, math.nextafter(1, 0)], dtype=torch.float64))
-    assert set(tokens.tolist()) <= {1, 2}
 
 
 # ---------------------------------------------------------------------------------- the supervised stages
