@@ -70,7 +70,7 @@ def write_qwen(folder: Path) -> None:
 
 SHORT = [
     "--optimizer=adamw", "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8",
-    "--sample_batch=5", "--micro_batch=3", "--max_new=12", "--eval_n=6", "--save_every=2", "--show_every=2",
+    "--sample_batch=5", "--micro_batch=3", "--max_new=13", "--eval_n=6", "--save_every=2", "--show_every=2",
     "--log_every=1", "--device=cpu",
 ]  # fmt: skip
 

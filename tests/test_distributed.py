@@ -387,7 +387,7 @@ def test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two(tmp_path):
     words = [
         "--size=2", "--n_layer=1", "--dim=32", "--base_steps=6", "--base_batch=10", "--stage1_steps=12",
         "--stage2_steps=12", "--batch=17", "--micro_batch=5", "--save_every=2", "--log_every=2",
-        "--device=cpu", "--max_new=6", "--report=false", f"--out={tmp_path}", "--name=run",
+        "--device=cpu", "--max_new=16", "--report=false", f"--out={tmp_path}", "--name=run",
     ]  # fmt: skip
     process = start(2, *words)
     wait_for_rows(process, folder, 9)

@@ -233,7 +233,7 @@ def test_broken_folders_are_refused_by_name(folder, tmp_path):
     config.write_bytes(right)
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    refused("damaged")
+    refused("is not a .safetensors file")
     weights.unlink()
     refused("neither model.safetensors nor pytorch_model.bin")
     index = folder / "model.safetensors.index.json"
