@@ -177,12 +177,13 @@ mutant(
 )
 mutant(
     "advantages-of-rank-0", "every process takes rank 0's advantages", "train.py",
-    "advantage[mine.start : mine.stop]", "advantage[: len(mine)]", RANKS,
+    "advantage[mine.start : mine.stop]", "advantage[: len(mine)]",
+    f"{RANKS}::test_advantages_and_problems_are_those_of_the_joined_batch",
 )
 mutant(
     "baseline-of-own-rows", "a process compares its own rows only", "train.py",
     "all_correct, all_rewards = gather_rows(correct, rewards)", "all_correct, all_rewards = correct, rewards",
-    RANKS,
+    f"{RANKS}::test_advantages_and_problems_are_those_of_the_joined_batch",
 )
 
 # ---------------------------------------------------------------------------------- train.py: advantages
@@ -964,7 +965,8 @@ mutant(
 )
 mutant(
     "ranks-share-noise", "all processes sample with the same seed", SAMPLING,
-    "manual_seed(seeded(*key) + rank())", "manual_seed(seeded(*key))", RANKS,
+    "manual_seed(seeded(*key) + rank())", "manual_seed(seeded(*key))",
+    f"{RANKS}::test_ranks_sample_with_seeds_of_their_own_and_gather_weights_once",
 )
 mutant(
     "training-at-temperature-1", "training samples at temperature 1", SAMPLING,
