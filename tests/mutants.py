@@ -37,7 +37,7 @@ SECONDS = 600  # a mutant whose tests take longer counts as caught: it hangs
 EVAL, LEARNING = "tests/test_eval.py", "tests/test_learning.py"
 LOSS, TWO_TOKENS, ROLLOUT = "tests/test_loss.py", "tests/test_loss_two_tokens.py", "tests/test_rollout.py"
 DECODE, MODEL, REWARDS, DATA = (f"tests/test_{n}.py" for n in ("decode", "model", "rewards", "data"))
-TRAIN, PRETRAINED, RANKS = (f"tests/test_{name}.py" for name in ("train", "pretrained", "distributed"))
+TRAIN, MEMORY, RANKS = (f"tests/test_{name}.py" for name in ("train", "memory", "distributed"))
 
 
 class Mutant(NamedTuple):
@@ -177,12 +177,13 @@ mutant(
 )
 mutant(
     "advantages-of-rank-0", "every process takes rank 0's advantages", "train.py",
-    "advantage[mine.start : mine.stop]", "advantage[: len(mine)]", RANKS,
+    "advantage[mine.start : mine.stop]", "advantage[: len(mine)]",
+    f"{RANKS}::test_advantages_and_problems_are_those_of_the_joined_batch",
 )
 mutant(
     "baseline-of-own-rows", "a process compares its own rows only", "train.py",
     "all_correct, all_rewards = gather_rows(correct, rewards)", "all_correct, all_rewards = correct, rewards",
-    RANKS,
+    f"{RANKS}::test_advantages_and_problems_are_those_of_the_joined_batch",
 )
 
 # ---------------------------------------------------------------------------------- train.py: advantages
@@ -463,7 +464,7 @@ mutant(
 mutant(
     "impossible-token", "a token of probability 0 can be sampled", "rollout.py",
     "(1 - uniform[:, None]) * cumulative", "uniform[:, None] * cumulative",
-    wiring("a_token_of_probability_0_is_never_sampled"),
+    f"{ROLLOUT}::test_a_token_of_probability_zero_is_never_sampled",
 )
 mutant(
     "sampler-without-generator", "the sampler uses the global random numbers", "rollout.py",
@@ -556,7 +557,7 @@ mutant(
 )
 mutant(
     "qk-norm-after-rope-2", "q and k are normed after RoPE, unlike in Qwen 3", "model.py",
-    QK_NORM + ROTATE, ROTATE + QK_NORM, f"{PRETRAINED}::test_the_toy_model_is_a_qwen3",
+    QK_NORM + ROTATE, ROTATE + QK_NORM, "tests/test_hf.py::test_the_toy_model_is_a_qwen3",
 )
 mutant(
     "sees-the-future", "attention is not causal", "model.py",
@@ -582,7 +583,7 @@ mutant(
     "held-out-leak-of-files", "problems of the test file are trained on", "data/__init__.py",
     'task.read(train_data, "train") if " ".join(p.prompt.split()) not in test]',
     'task.read(train_data, "train")]',
-    f"{PRETRAINED}::test_problems_in_both_files_are_not_trained_on",
+    "tests/test_tasks.py::test_problems_that_are_in_both_files_are_not_trained_on",
 )
 mutant(
     "answer-in-the-prompt", "the first prompt holds the answer", "data/__init__.py",
@@ -729,7 +730,7 @@ mutant(
 mutant(
     "lora-reference", "with LoRA the reference has the adapters", RUN,
     "return without_lora(policy)", "return policy",
-    f"{PRETRAINED}::test_the_reference_of_a_lora_run_is_the_base",
+    "tests/test_lora.py::test_the_reference_of_a_lora_run_is_the_base",
 )
 mutant(
     "reference-learns", "the reference's weights want gradients", RUN,
@@ -776,14 +777,14 @@ mutant(
     wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
-    "rows-logged-twice", "metrics.jsonl keeps the rows that a resumed run makes again", RUN,
-    '"".join(rows[:done])', '"".join(rows)',
+    "rows-logged-twice", "metrics.jsonl keeps the rows that a resumed run makes again",
+    "engine/folder.py", '{"rows": rows[:done]}', '{"rows": rows}',
     wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
     "masters-lost", "a resumed bfloat16 run starts from rounded weights", RUN,
     'master_weights(self.policy, state.get("model", {}))', "master_weights(self.policy, {})",
-    f"{PRETRAINED}::test_stopped_and_resumed_run_equals_the_unbroken_one",
+    f"{MEMORY}::test_a_run_that_was_stopped_twice_equals_the_unbroken_one",
 )
 mutant(
     "initial-weights-unseeded", "the initial weights depend on what ran before", RUN,
@@ -802,8 +803,8 @@ mutant(
     wiring("a_gradient_that_is_no_number_stops_the_run_and_spoils_nothing"),
 )
 mutant(
-    "run-overwritten", "a new run overwrites another one", RUN,
-    'if (folder / "metrics.jsonl").exists():', "if False:",
+    "run-overwritten", "a new run overwrites another one", "engine/folder.py",
+    "if not overwrite and any(", "if False and any(",
     wiring("a_run_is_not_overwritten"),
 )
 mutant(
@@ -867,12 +868,12 @@ mutant(
 mutant(
     "masters-not-copied", "a bfloat16 model never learns", OPTIM,
     "        copy_masters(self.model, self.masters)\n", "",
-    wiring("bfloat16_weights_learn_from_the_float32_sum_of_all_micro_batches"),
+    f"{MEMORY}::test_small_updates_reach_bfloat16_weights_through_their_copies",
 )
 mutant(
     "bfloat16-gradient-of-one-micro-batch", "in bfloat16 the last micro-batch's gradient counts alone", OPTIM,
     "p.grad.float() if master.grad is None else master.grad + p.grad", "p.grad.float()",
-    wiring("bfloat16_weights_learn_from_the_float32_sum_of_all_micro_batches"),
+    f"{MEMORY}::test_the_gradients_of_micro_batches_add_up_in_float32",
 )
 
 # ---------------------------------------------------------------------------------- engine/supervised.py
@@ -964,7 +965,8 @@ mutant(
 )
 mutant(
     "ranks-share-noise", "all processes sample with the same seed", SAMPLING,
-    "manual_seed(seeded(*key) + rank())", "manual_seed(seeded(*key))", RANKS,
+    "manual_seed(seeded(*key) + rank())", "manual_seed(seeded(*key))",
+    f"{RANKS}::test_ranks_sample_with_seeds_of_their_own_and_gather_weights_once",
 )
 mutant(
     "training-at-temperature-1", "training samples at temperature 1", SAMPLING,
@@ -1008,9 +1010,9 @@ mutant(
 )
 mutant(
     "tied-when-imported", "the head of a pretrained model is not tied to its embedding", "engine/hf.py",
-    "    model = model.to(dtype).to_empty(device=device)\n    if config.tie_weights:\n",
-    "    model = model.to(dtype).to_empty(device=device)\n    if False:\n",
-    f"{PRETRAINED}::test_logits_are_those_of_transformers_both_ways",
+    "model = model.to(dtype).to_empty(device=device)\n        if config.tie_weights:\n",
+    "model = model.to(dtype).to_empty(device=device)\n        if False:\n",
+    "tests/test_hf.py::test_logits_are_those_of_transformers_both_ways",
 )
 mutant(
     "checkpoint-not-atomic", "a write that fails destroys the checkpoint", "engine/checkpoints.py",
@@ -1092,7 +1094,7 @@ def run(tree: Path, mutants: list[Mutant], edits: dict[str, str], results: dict,
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     torch.nn.init.normal_(torch.empty(1, device="meta"))  # the first time this loads modules for seconds
     needed = sorted({test for m in effective for test in m.tests})
-    print(f"{len(effective)} mutants. First their tests without an edit: {' '.join(needed)}", flush=True)
+    print(f"{len(effective)} mutants; first their tests without an edit", flush=True)
     code, failed = run_tests(tree, needed)
     if code:
         sys.exit(f"error: {failed or 'a test'} fails on the unchanged code: mend that first")

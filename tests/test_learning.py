@@ -38,7 +38,8 @@ SETTINGS = dict(
 
 def run(folder: Path, name: str, **settings) -> dict[str, list[float]]:
     """A run of train.py on the task. Returns each figure of its metrics.jsonl as a list over the steps."""
-    with open_run(Config(out=str(folder), name=name, **SETTINGS, **settings), "", stages) as (c, state):
+    c = Config(out=str(folder), name=name, **SETTINGS, **settings)
+    with open_run(c, "", stages) as (c, state):
         train.train(c, state)
     lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for line in lines if (row := json.loads(line))["stage"] != "base"]

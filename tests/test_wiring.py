@@ -8,13 +8,11 @@ import copy
 import dataclasses
 import itertools
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
@@ -28,7 +26,6 @@ from engine.sampling import sample_many, training_rollouts
 from engine.supervised import supervised_batch
 from model import GPT
 from rewards import correctness, turn_rewards
-from rollout import sample_token
 from train import Config, Stage, problem_number, rollout_batch, stages
 
 SMALL = dict(
@@ -47,7 +44,8 @@ def even(task, problems, texts, ended):
 
 def run_here(folder: Path, resume: str = "", **settings) -> Path:
     """train.py in this process. Returns the run's folder."""
-    with open_run(Config(**{**SMALL, "out": str(folder), **settings}), resume, stages) as (c, state):
+    settings = {**SMALL, "out": str(folder), **settings}
+    with open_run(Config(**settings), resume, stages) as (c, state):
         train.train(c, state)
     return Path(c.out) / c.name
 
@@ -251,7 +249,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(whole, stop, tmp_path
 
         patch.setattr(Run, "log_and_save", log)
         torch.manual_seed(1)
-        with pytest.raises(SystemExit, match="go on with: python train.py --resume="):
+        with pytest.raises(SystemExit, match="--resume"):
             run_here(tmp_path)
     torch.manual_seed(2)
     updates = watch(monkeypatch)
@@ -268,13 +266,13 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_a_run_is_not_overwritten(whole):
-    config = Config(**SMALL, out=str(whole[0].parent))
-    with pytest.raises(ValueError, match="--resume="), open_run(config, "", stages):
-        pass
+    with pytest.raises(ValueError, match="--resume="):
+        run_here(whole[0].parent)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_and_spoils_nothing(tmp_path):
-    with open_run(Config(**SMALL, out=str(tmp_path)), "", stages) as (c, state):
+    c = Config(**SMALL, out=str(tmp_path))
+    with open_run(c, "", stages) as (c, state):
         run = Run(c, state, stages(c))
     run.start_stage(0, run.stages[0])
     before = copy.deepcopy(run.policy.state_dict())
@@ -351,19 +349,6 @@ def test_without_a_gradient_no_weight_moves(small_gpt):
     assert torch.equal(flat(model.parameters()), before)
 
 
-def test_bfloat16_weights_learn_from_the_float32_sum_of_all_micro_batches(small_gpt):
-    model, exact = small_gpt().bfloat16(), small_gpt()
-    learner, before = learner_of(model), flat(model.parameters())
-    for ids in torch.randint(0, 90, (3, 4, 9)).split(1):
-        model(ids[0]).float().square().sum().backward()
-        exact(ids[0]).square().sum().backward()
-    ours, theirs = (flat(p.grad for p in w) for w in (learner.masters.values(), exact.parameters()))
-    assert ours.dtype == torch.float32 and F.cosine_similarity(ours, theirs, dim=0) > 0.99
-    assert ours.norm() == pytest.approx(theirs.norm().item(), rel=0.1)
-    learner.step(0.1)
-    assert not torch.equal(flat(model.parameters()), before)
-
-
 # ---------------------------------------------------------------------------------- dialogues
 
 
@@ -387,13 +372,13 @@ def prompts_of(batch: dict, tokenizer) -> list[tuple[str, str]]:
 
 
 def test_prompts_show_the_problem_and_ask_all_the_same(small_gpt, tokenizer, monkeypatch):
-    """Turn 1 shows the problem without its answer. The second prompt is "check", whether the attempt before
-    was right or wrong. The checker is the real place to look at, so it is told what to say.
+    """Turn 1 shows the problem without its answer. The second prompt is "check" in every row, though the
+    checker of this test would call some attempts right and some wrong.
     """
     env, c, numbers = environment(tokenizer), Config(batch=24, max_new=4), []
     monkeypatch.setattr(env.task, "is_correct", lambda problem, text: len(text) % 2 == 0)
     shown = env._replace(problem=lambda i: numbers.append(i) or env.problem(i))
-    batch, metrics, _ = roll(c, STAGE_2, (1, 0), shown, small_gpt())
+    batch, _, _ = roll(c, STAGE_2, (1, 0), shown, small_gpt())
     prompts = prompts_of(batch, tokenizer)
     assert [x1 for x1, _ in prompts] == [f"<|user|>{env.problem(i).prompt}<|assistant|>" for i in numbers]
     assert len(set(numbers)) == 24 and {x2 for _, x2 in prompts} == {"<|user|>check<|assistant|>"}
@@ -522,13 +507,6 @@ def test_the_logged_change_rate_is_of_texts(small_gpt, tokenizer, monkeypatch):
     monkeypatch.setattr(train, "training_rollouts", copies)
     _, metrics, _ = roll(Config(batch=6, max_new=3), STAGE_2, (1, 0), environment(tokenizer), small_gpt())
     assert metrics["change_rate"] == pytest.approx(2 / 6)
-
-
-def test_a_token_of_probability_0_is_never_sampled():
-    """The smallest and the largest random number meet the ends of the distribution."""
-    logits = torch.tensor([[-torch.inf, 1.0, 0.0, -torch.inf]]).expand(2, 4)
-    tokens, _ = sample_token(logits, 1.0, torch.tensor([0.0, math.nextafter(1, 0)], dtype=torch.float64))
-    assert set(tokens.tolist()) <= {1, 2}
 
 
 # ---------------------------------------------------------------------------------- the supervised stages
