@@ -38,10 +38,10 @@ from data import Problem, load_task, train_problems
 from engine.build import make_tokenizer
 from engine.checkpoints import load, save
 from engine.cli import run_script
+from engine.folder import open_run
 from engine.options import require
 from engine.presets import PRESETS
 from engine.report import without_nan
-from engine.run import open_run
 from eval import edit_distance_ratio, evaluate, held_out_of, swap_test
 from model import GPT
 from train import Config, load_model, stages, train
@@ -137,7 +137,15 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "") -> None:
     with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         start = home / "score" / "stage1.pt" if method.start == "stage1" else base_file
         keep_every = max(2, sum(steps_of(kind)) // 6) if name in KEPT else 0
-        own = dict(seed=seed, out=str(home), name=name, keep_every=keep_every, report=False, device="cpu")
+        own = dict(
+            seed=seed,
+            out=str(home),
+            name=name,
+            keep_every=keep_every,
+            report=False,
+            overwrite=True,
+            device="cpu",
+        )
         own["init"] = "" if name == "base" else str(base_file)
         c = Config(**{**GRIDS[kind], **method.settings, **own})
         if not method.trained:
@@ -176,14 +184,11 @@ def go_on(c: Config) -> None:
     ValueError if the stopped run had other settings.
     """
     folder = Path(c.out) / c.name
-    if not (folder / "last.pt").exists():
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        train(*open_run(c, "", stages))
-        return
-    before, state = open_run(c, str(folder), stages)
-    changed = before != dataclasses.replace(c, out=before.out)
-    require(not changed, f"{folder} was begun with other settings: remove it or its grid's folder")
-    train(before, state)
+    resume = str(folder) if (folder / "last.pt").exists() else ""
+    with open_run(c, resume, stages) as (config, state):
+        changed = bool(resume) and config != dataclasses.replace(c, out=config.out)
+        require(not changed, f"{folder} was begun with other settings: remove it or its grid's folder")
+        train(config, state)
 
 
 def behind_stage1(source: Path, c: Config) -> None:

@@ -115,7 +115,8 @@ def test_the_readmes_reward_works_as_it_stands(tmp_path):
     train = train.replace("from rewards import ", "from rewards import length_cost, ")
     train = train.replace("    turns: int = option(", f"{option.rstrip()}\n    turns: int = option(", 1)
     (tmp_path / "train.py").write_text(train)
-    tiny = "--size=1 --n_layer=1 --dim=32 --base_steps=2 --base_batch=8 --stage1_steps=1 --stage2_steps=1 --batch=8"
+    tiny = "--size=1 --n_layer=1 --dim=32 --base_steps=2 --base_batch=8"
+    tiny += " --stage1_steps=1 --stage2_steps=1 --batch=8"
     command = [
         sys.executable,
         "train.py",

@@ -25,7 +25,7 @@ from experiments.paper import pair_rows, star_rows, vote, vote_curves
 ROOT = Path(__file__).parent.parent
 TINY = dict(
     stage1_steps=4, stage2_steps=3, eval_n=8, size=2, n_layer=1, dim=32, base_steps=6, base_batch=16,
-    batch=16, micro_batch=16, max_new=8, save_every=1,
+    batch=16, micro_batch=16, max_new=11, save_every=1,
 )  # fmt: skip
 A, B = Problem("8/2", "4"), Problem("6/2", "3")
 TRACES = [
