@@ -217,6 +217,7 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path, monkeypatch):
     c = paper.Config(**TINY, out=str(tmp_path), name="base", report=False, device="cpu")
     (tmp_path / "base").mkdir()
     state = {"config": paper.dataclasses.asdict(c), "gpt": {}, "model": {}, "stage": 0, "step": 0}
+    state |= {"optimizers": [], "seconds": 0.0}
     paper.save(tmp_path / "base" / "last.pt", state)
     (tmp_path / "base" / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="begun with other settings"):
