@@ -130,16 +130,16 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
 
     `own` is after the model's own attempt, `other` after its attempt at the next problem, `wrong` after an
     unrelated wrong attempt on the same problem, `near` after a near miss, `right` after the right attempt,
-    and `checked` after its own attempt with the working made true. `true_checks` says how often `checked` is
-    `own`. Each is a mean over `all` problems, and over those whose own attempt is wrong, `wrong_first`. A
+    and `checked` after its own attempt with the working made true. `true_checks` says how often it was true
+    before. Each is a mean over `all` problems, and over those whose own attempt is wrong, `wrong_first`. A
     model that uses what it wrote is better after `own` than after `wrong`; experiments/README.md tells how to
     read the others. Tasks that read their problems from files can't make attempts: for them `own` and `other`
     only.
     """
     env, problems = make_environment(c, training=False), [p for p, _, _ in transcripts]
     own = [texts[0] for _, texts, _ in transcripts]
-    swapped = swapped_attempts(env.task, problems, own, Random(c.seed))
-    values = {"true_checks": np.array(swapped["checked"]) == np.array(own)} if "checked" in swapped else {}
+    swapped, true_checks = swapped_attempts(env.task, problems, own, Random(c.seed))
+    values = {} if true_checks is None else {"true_checks": np.array(true_checks)}
     for name, attempts in swapped.items():
         prompts = [after_attempt(env, p, text) for p, text in zip(problems, attempts, strict=True)]
         rollout = answer(model, c, env, prompts, 1, 0.0)

@@ -84,17 +84,25 @@ def imitation(
     return ids + last, [False] * len(ids) + [True] * len(last)
 
 
-def swapped_attempts(task, problems: list[Problem], own: list[str], rng: Random) -> dict[str, list[str]]:
-    """First attempts to put in the place of the model's `own`, by kind: see `swap_test` in eval.py."""
+def swapped_attempts(
+    task, problems: list[Problem], own: list[str], rng: Random
+) -> tuple[dict[str, list[str]], list[bool] | None]:
+    """First attempts to put in the place of the model's `own`, by kind: see `swap_test` in eval.py.
+
+    The second part says which of its own attempts have a true working. It is None where a task can't make
+    attempts.
+    """
     swapped = {"own": own, "other": own[1:] + own[:1]}
-    if hasattr(task, "attempt"):
-        for name, kind in (("wrong", "far"), ("near", "near"), ("right", "right")):
-            swapped[name] = [task.attempt(p, kind, rng).text for p in problems]
-        honest = [task.honest(p, text) for p, text in zip(problems, own, strict=True)]
-        swapped["checked"] = [
-            attempt.text if attempt else text for attempt, text in zip(honest, own, strict=True)
-        ]
-    return swapped
+    if not hasattr(task, "attempt"):
+        return swapped, None
+    for name, kind in (("wrong", "far"), ("near", "near"), ("right", "right")):
+        swapped[name] = [task.attempt(p, kind, rng).text for p in problems]
+    honest = [task.honest(p, text) for p, text in zip(problems, own, strict=True)]
+    swapped["checked"] = [
+        attempt.text if attempt else text for attempt, text in zip(honest, own, strict=True)
+    ]
+    true = [attempt is not None and attempt.text == text for attempt, text in zip(honest, own, strict=True)]
+    return swapped, true
 
 
 def read_traces(c, env: Environment) -> list[tuple[list[int], list[bool]]]:

@@ -51,7 +51,7 @@ MODES = {  # dtype, LoRA rank, recompute
     "LoRA 16, bfloat16": (torch.bfloat16, 16, True),
     "LoRA 16, bfloat16, blocks kept": (torch.bfloat16, 16, False),
 }
-LOGITS_COPIES = 10  # tensors of a chunk's size that exist at the same time, as measured
+LOGITS_COPIES = 12  # tensors of a chunk's size that exist at the same time, as measured
 
 
 def count(config: GPTConfig, lora: int) -> tuple[int, int]:
