@@ -24,7 +24,7 @@ def correctness(
     correct = torch.zeros_like(ended)
     for (b, k), verdict in zip(places, judged, strict=True):
         correct[b, k] = verdict == "right"
-    shares = {name: judged.count(name) / ended.numel() for name in ("unparsable", "timeout")}
+    shares = {name: judged.count(name) / ended.numel() for name in ("unparsable", "timeout", "unjudged")}
     return correct, {"truncated": 1 - len(judged) / ended.numel(), **shares}
 
 
