@@ -38,7 +38,7 @@ from engine.options import option, require
 from engine.processes import add_up, gather_rows, my_rows, rank
 from engine.run import Run
 from engine.sampling import training_rollouts
-from engine.settings import Settings, config_from, parse_args
+from engine.settings import STEPS, Settings, config_from, parse_args
 from engine.supervised import supervised_batch, supervised_loss
 from model import GPT
 from rewards import correctness, turn_returns, turn_rewards
@@ -49,10 +49,10 @@ class Config(Settings):
     """SCoRe: stages, rewards, KL"""
 
     turns: int = option(2, "attempts; with 3 or more Stage I has several parts (ICLR version, A.1)", 2, 6)
-    stage1_steps: int = option(190, "updates that reward turn 2 and hold turn 1 to the base (eq. 3)", 0)
-    stage2_steps: int = option(120, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0)
+    stage1_steps: int = option(190, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
+    stage2_steps: int = option(120, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
     interleave: int = option(1, "how often the two stages alternate (v1 of the paper: 2)", 1)
-    batch: int = option(128, "dialogues an update", 1, 10**6)
+    batch: int = option(128, "dialogues an update", 1, 10**4)
     samples_per_problem: int = option(1, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
     baseline: str = option("by_outcome", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))
     lr: float = option(0.005, "learning rate in Stage I", 0, 10)

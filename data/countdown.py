@@ -31,6 +31,8 @@ def random_steps(rng: Random, numbers: list[int]) -> tuple[str, int]:
 
 
 def sample(rng: Random, size: int) -> Problem:
+    if size > 99:
+        raise ValueError(f"size={size}: the largest number of countdown is 99 or less")
     numbers = [rng.randint(1, size) for _ in range(3)]
     steps, target = random_steps(rng, numbers)
     return Problem(f"{','.join(map(str, numbers))}:{target}", steps)

@@ -50,8 +50,8 @@ def read_json(path: Path) -> dict:
 def checked(cls: type, values, path: str | Path, choices: dict[str, tuple] | None = None):
     """The dataclass `cls` made from a dict out of a file. ValueError names a field that can't be right.
 
-    A number must be finite, and above 0 where its default is if it has no range of its own; a text must be
-    one of `choices[name]` if those are given.
+    A text must be one of `choices[name]` if those are given. A number must be finite, and above 0 where its
+    default is; the fields of our settings have limits of their own instead, which the class checks.
     """
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path}: the {cls.__name__} is no table of settings")
@@ -65,17 +65,18 @@ def checked(cls: type, values, path: str | Path, choices: dict[str, tuple] | Non
             continue
         value, kind = values[name], field.type
         if kind in (int, float):
-            ranged = "low" in field.metadata  # a setting, which checks its own range
-            positive = not ranged and (field.default is dataclasses.MISSING or field.default > 0)
             fine = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-            fine = fine and math.isfinite(value) and (value > 0 or not positive) and abs(value) < 2**40
+            if not field.metadata:
+                positive = field.default is dataclasses.MISSING or field.default > 0
+                fine = fine and math.isfinite(value) and (value > 0 or not positive) and value < 2**40
         elif kind in (str, bool):
             fine = isinstance(value, kind) and value in (choices or {}).get(name, (value,))
         else:
             fine = value is None or isinstance(value, (list, tuple))
         if not fine:
             raise ValueError(f"{path}: {name}={str(value)[:40]!r} can't be right")
-    return cls(**values)
+    with reading(path, f"a file with a {cls.__name__} that can work"):
+        return cls(**values)
 
 
 def open_text(path: str | Path):

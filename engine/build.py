@@ -23,7 +23,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.item()  # the device "meta" can't do this
+        return probe.device
     except (RuntimeError, AssertionError):
         raise ValueError(f"device={name!r} is not available here: take auto, cpu, mps or cuda") from None
 

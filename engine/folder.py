@@ -4,8 +4,14 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from data.reading import reading
 from engine.checkpoints import load
@@ -19,25 +25,26 @@ def open_run(c: Settings, resume: str, stages_of):
     """Opens a run's folder for this process alone: `with open_run(...) as (c, state): ...`.
 
     A new run gets its folder, and `state` {}. With `resume`, c and state are those of the run in that folder.
-    `stages_of(c)` gives the run's stages. ValueError, and nothing is changed, if a run would be overwritten,
-    if another process writes there, or if a file is missing or damaged. After Ctrl-C the run says how to go
-    on.
+    `stages_of(c)` gives the run's stages. Nothing is written here: `begin` does that when all else has been
+    checked. ValueError if a run would be overwritten, if another process writes there, or if a file is
+    missing or damaged. After Ctrl-C the run says how to go on.
     """
     folder = Path(resume).resolve() if resume else Path(c.out) / c.name
     if resume:
-        c, state = stopped_run(folder, type(c), stages_of)
-    else:
-        c, state = with_absolute_paths(c), {}
-        check_is_free(folder, c.overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+        is_there = (folder / "last.pt").is_file()
+        require(is_there, f"no checkpoint {folder}/last.pt: --resume takes the folder of a stopped run")
     with locked(folder):
-        if not resume and rank() == 0:
-            for path in files_of_run(folder):
-                path.unlink()
-            write(folder / "config.json", json.dumps(dataclasses.asdict(c), indent=1) + "\n")
+        if resume:
+            c, state = stopped_run(folder, type(c), stages_of)
+        else:
+            c, state = with_absolute_paths(c), {}
+            if rank() == 0:
+                check_is_free(c, folder)
         try:
             yield c, state
         except KeyboardInterrupt:
+            if not (folder / "last.pt").exists():
+                raise
             sys.exit(f"stopped; go on with: python train.py --resume={folder}")
 
 
@@ -55,8 +62,11 @@ def stopped_run(folder: Path, Config: type, stages_of) -> tuple[Settings, dict]:
         require(isinstance(optimizers, list), "its optimizers are no list")
         require(isinstance(state["seconds"], float), "its seconds are no number")
         done = sum(stage.steps for stage in stages[:index]) + step
-    rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    require(len(rows) >= done, f"{folder}/metrics.jsonl has {len(rows)} rows, but last.pt is {done} steps on")
+    log, rows = folder / "metrics.jsonl", []
+    if log.exists():
+        with reading(log, "the log of a run"):
+            rows = log.read_text(encoding="utf-8").splitlines()
+    require(len(rows) >= done, f"{log} has {len(rows)} rows, but last.pt is {done} steps on: restore it")
     return c, state | {"rows": rows[:done]}
 
 
@@ -72,57 +82,53 @@ def with_absolute_paths(c: Settings) -> Settings:
 
 
 def files_of_run(folder: Path) -> list[Path]:
-    """What a run has written into its folder."""
-    names = ("config.json", "metrics.jsonl", "results.json", "report.md")
-    return [
-        path
-        for path in (*folder.glob("*.pt"), *folder.glob("*.png"), *map(folder.joinpath, names))
-        if path.exists()
-    ]
+    """What a run and its report have written into the folder, also what a kill has left half written."""
+    names = r"(config|results|report|metrics|learning_curves|transitions|kl|change_rate)\.(jsonl?|md|png|tmp)"
+    checkpoints = r"(last|base|imitate|stage1[b-e]?|stage2)(-\d+)?\.(pt|tmp)"
+    return [path for path in folder.glob("*.*") if re.fullmatch(f"{names}|{checkpoints}", path.name)]
 
 
-def check_is_free(folder: Path, overwrite: bool) -> None:
-    """ValueError if the folder holds a run that may not be overwritten."""
-    if not overwrite and any(path.suffix in (".pt", ".jsonl") for path in files_of_run(folder)):
-        raise ValueError(
-            f"{folder} holds a run: --resume={folder} goes on with it, --name=... starts another beside it, "
-            "--overwrite=true deletes it"
-        )
+def check_is_free(c: Settings, folder: Path) -> None:
+    """ValueError if the folder holds a run that may not be overwritten, or that the new run starts from."""
+    files = [path.resolve() for path in files_of_run(folder)]
+    holds_a_run = any(path.suffix in (".pt", ".jsonl") for path in files)
+    resume = f"--resume={folder} goes on with it, " if (folder / "last.pt").exists() else ""
+    mend = f"{resume}--name=... starts another beside it, --overwrite=true deletes it"
+    require(c.overwrite or not holds_a_run, f"{folder} holds a run: {mend}")
+    require(Path(c.init) not in files, f"--overwrite would delete {c.init}: choose another --name")
+
+
+def begin(c: Settings, folder: Path) -> None:
+    """Deletes the run that the folder holds, if any, and writes the new run's config.json."""
+    for path in files_of_run(folder):
+        path.unlink()
+    write(folder / "config.json", json.dumps(dataclasses.asdict(c), indent=1) + "\n")
 
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """Keeps other processes out of the folder by a file with our process's number. A dead process's is taken
-    over.
+    """Makes the folder and keeps other processes out of it. The system opens the lock when a process ends.
+
+    ValueError if another process has the folder. Some file systems have no locks, and Windows has others:
+    there nobody is kept out.
     """
-    path = folder / "lock"
-    if rank() == 0:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            if not is_alive(owner := int(path.read_text(encoding="utf-8"))):
-                path.unlink()
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(str(os.getpid()))
-        except FileExistsError:
-            raise ValueError(
-                f"process {owner} writes into {folder}: wait or stop it; if it is no run, delete {path}"
-            ) from None
-    try:
+    if rank() > 0:
         yield
-    finally:
-        if rank() == 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process writes into {folder}: wait for its end, or stop it") from None
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
             path.unlink(missing_ok=True)
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this number exists."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def write(path: Path, text: str) -> None:

@@ -31,7 +31,8 @@ def read_tokenizer(place: str | Path) -> Tokenizer:
             raise ValueError(
                 f"no folder {place}, and tiktoken only has {', '.join(tiktoken.list_encoding_names())}"
             )
-        return with_markup(tiktoken.get_encoding(str(place)))
+        with reading(place, "a tokenizer that could be downloaded"):
+            return with_markup(tiktoken.get_encoding(str(place)))
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
         with reading(path, "a tokenizer that we support"):

@@ -86,6 +86,8 @@ def add_field(group, field: dataclasses.Field) -> None:
             if text.lower() not in ("true", "false"):
                 raise argparse.ArgumentTypeError(f"{text!r}: write true or false")
             return text.lower() == "true"
+        if not text.strip():
+            raise argparse.ArgumentTypeError("it is empty: give a value, or leave the setting out")
         try:
             return field.type(text)
         except ValueError:

@@ -12,7 +12,7 @@ from data.demonstrations import read_traces
 from data.reading import reading
 from engine.build import check_lengths, load_model, make_environment, make_model, pick_device
 from engine.checkpoints import checkpoint_of, save
-from engine.folder import write
+from engine.folder import begin, write
 from engine.log import log_step
 from engine.lora import add_lora, without_lora
 from engine.optim import Learner, master_weights
@@ -40,10 +40,19 @@ class Run:
         self.policy = start_or_resume(c, state, self.folder, self.device, self.env)
         self.learner = Learner(self.policy, master_weights(self.policy, state.get("model", {})))
         self.started = time.time() - state.get("seconds", 0.0)
-        if not state:
+        self.write_first_files()
+
+    def write_first_files(self) -> None:
+        """Makes the folder ready for the first step. Everything has been checked before."""
+        if not self.state:
+            if rank() == 0:
+                begin(self.c, self.folder)
+            if self.c.init:
+                save(self.folder / "base.pt", checkpoint_of(self.c, unsharded(self.policy), {}))
             self.save_state(0, 0, [])
-        if rank() == 0:  # everything else has been checked: what comes after last.pt will be done again
-            write(self.folder / "metrics.jsonl", "".join(f"{row}\n" for row in state.get("rows", [])))
+        if rank() == 0:  # the steps after last.pt will be made again
+            rows = self.state.get("rows", [])
+            write(self.folder / "metrics.jsonl", "".join(f"{row}\n" for row in rows))
 
     def stages_left(self) -> list[tuple[int, object]]:
         return list(enumerate(self.stages))[self.state.get("stage", 0) :]
@@ -98,7 +107,7 @@ class Run:
 
 
 def start_or_resume(c: Settings, state: dict, folder: Path, device: torch.device, env) -> GPT:
-    """The policy to start with, or that of a stopped run. A run with `init` writes its base.pt here."""
+    """The policy to start with, or that of a stopped run."""
     home = torch.device("cpu") if c.shard else device  # a model that is sharded need not fit on one device
     torch.manual_seed(c.seed)
     if state:
@@ -108,8 +117,6 @@ def start_or_resume(c: Settings, state: dict, folder: Path, device: torch.device
         check_lengths(c, env, policy.config.max_len)
         if c.lora:
             add_lora(policy, c.lora)
-        if c.init:
-            save(folder / "base.pt", checkpoint_of(c, policy, {}))
     policy.recompute = c.recompute
     if c.shard:
         shard(policy, device, state.get("model", {}))

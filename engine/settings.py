@@ -8,6 +8,8 @@ from data.reading import checked
 from engine.options import UsageError, check_values, option, parse_options, require
 from engine.presets import PRESETS
 
+STEPS = 10**6  # the most steps of a stage: further ones would get problems of the next stage
+
 
 @dataclass
 class TaskSettings:
@@ -16,7 +18,7 @@ class TaskSettings:
     task: str = option(
         "division", "division, countdown, addition, multiplication, gsm8k, math, mbpp or yours"
     )
-    size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 10**4)
+    size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 1000)
     train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
     test_data: str = option("", "file of held-out problems; training problems that are in it are left out")
     n_layer: int = option(3, "transformer blocks; fewer are quicker but may not learn the checks", 1, 1000)
@@ -30,8 +32,8 @@ class TaskSettings:
 class BaseSettings:
     """the base model: supervised training before the two stages"""
 
-    base_steps: int = option(700, "steps; with fewer its checks are not true: nothing to correct by", 1)
-    base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**6)
+    base_steps: int = option(700, "steps; with fewer its checks are not true: nothing to mend by", 1, STEPS)
+    base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**4)
     base_lr: float = option(
         0.02, "learning rate; with --optimizer=adamw take a tenth of every learning rate", 0, 10
     )
@@ -40,7 +42,9 @@ class BaseSettings:
     right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
     own_from: float = option(0.3, "after this part of the steps, wrong first attempts are its own", 0, 1)
     imitate: str = option("", "JSONL of dialogues (prompt, attempts): the last attempt is imitated before RL")
-    imitate_steps: int = option(100, "steps on that file, `batch` dialogues each, at learning rate `lr`", 1)
+    imitate_steps: int = option(
+        100, "steps on that file, `batch` dialogues each, at learning rate `lr`", 1, STEPS
+    )
 
 
 @dataclass
@@ -52,9 +56,9 @@ class LearningSettings:
     sample_batch: int = option(
         256, "dialogues sampled together; bounds the memory of keys and values", 1, 10**6
     )
-    micro_batch: int = option(32, "rows of a forward pass; 32 suits a CPU's cache; same gradient", 1)
+    micro_batch: int = option(32, "rows of a forward pass; 32 suits a CPU's cache; same gradient", 1, 10**6)
     dtype: str = option("float32", "of the model; what learns is float32", choices=("float32", "bfloat16"))
-    lora: int = option(0, "rank of adapters that learn in place of the weights; 0: all weights learn", 0)
+    lora: int = option(0, "rank of adapters that learn in place of the weights; 0 is none", 0, 10**4)
     recompute: bool = option(False, "compute the blocks again in the backward pass: less memory, more time")
     shard: bool = option(False, "with torchrun: each process keeps only its share of the weights")
 
@@ -65,13 +69,13 @@ class RunSettings:
 
     name: str = option("default", "the run writes into <out>/<name>/")
     out: str = option("out", "folder of all runs")
-    seed: int = option(0, "decides problems, their split, initial weights and all sampling")
+    seed: int = option(0, "decides problems, their split, initial weights and all sampling", 0, 2**63 - 1)
     device: str = option("auto", "auto takes CUDA, then Apple MPS, then CPU")
     log_every: int = option(10, "steps between progress lines", 1)
     show_every: int = option(100, "steps between transcripts", 1)
     save_every: int = option(25, "steps between two writes of last.pt, from which a stopped run goes on", 1)
     keep_every: int = option(0, "steps between checkpoints that stay; 0 keeps only the ends of stages", 0)
-    eval_n: int = option(2000, "held-out problems of the report", 2)
+    eval_n: int = option(2000, "held-out problems of the report", 2, 10**5)
     report: bool = option(True, "evaluate the checkpoints and write report.md at the end")
     overwrite: bool = option(False, "delete the run that the folder holds and start anew")
 
@@ -104,10 +108,10 @@ class Settings(TaskSettings, BaseSettings, LearningSettings, RunSettings):
 class EvalOptions:
     """what to evaluate, and how"""
 
-    n: int = option(None, "held-out problems (default: the run's eval_n)", 1)
-    turns: int = option(2, "attempts at each problem", 1)
-    temperature: float = option(0.0, "0 is greedy, as in the paper", 0)
-    max_new: int = option(None, "longest attempt in tokens (default: the run's)", 1)
+    n: int = option(None, "held-out problems (default: the run's eval_n)", 1, 10**5)
+    turns: int = option(2, "attempts at each problem", 1, 1000)
+    temperature: float = option(0.0, "0 is greedy, as in the paper", 0, 1e3)
+    max_new: int = option(None, "longest attempt in tokens (default: the run's)", 1, 10**5)
     feedback: bool = option(False, "ask the model to judge each attempt before the next one (Self-Refine)")
     task: str = option(None, "another task than the run's, e.g. humaneval for a model trained on mbpp")
     test_data: str = option(None, "another file of problems; rows with `attempt` are for offline repair")
@@ -121,6 +125,10 @@ class EvalOptions:
 
     def __post_init__(self):
         check_values(self)
+        too_low = 0 < self.temperature < 1e-3
+        require(not too_low, f"temperature={self.temperature}: it must be 0 (greedy), or 0.001 or more")
+        one_problem = self.problem is None or not (self.repair or self.n)
+        require(one_problem, "--problem is a single problem: leave out --repair and --n")
 
 
 def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
@@ -137,10 +145,11 @@ def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]
         "--resume": dict(metavar="FOLDER", help="go on with the stopped run in this folder"),
     }
     given = parse_options(Config, argv, usage, text, "\n".join(["presets:", *presets]), **other)
-    require(given.get("resume", "no") != "", "--resume=FOLDER: name the folder of the stopped run")
+    if given.get("resume") == "":
+        raise UsageError("--resume=FOLDER: name the folder of the stopped run")
     resume, preset = given.pop("resume", ""), given.pop("preset", "")
-    alone = not (given or preset)
-    require(not resume or alone, "--resume goes on with the settings of the stopped run: give no others")
+    if resume and (given or preset):
+        raise UsageError("--resume goes on with the settings of the stopped run: give no others")
     for key, value in given.items():
         print(f"{key} = {value!r}")
     try:
