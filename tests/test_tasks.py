@@ -67,7 +67,7 @@ def test_problems_that_are_in_both_files_are_not_trained_on(tmp_path):
     [
         ("", "has no rows"),
         ('{"problem": "x"}\n', "row 1: no field 'solution'"),
-        ('{"problem": "x", "solution": "$\\\\boxed{1}$"}\nnonsense\n', "row 2: not JSON"),
+        ('{"problem": "x", "solution": "$\\\\boxed{1}$"}\nnonsense\n', "row 2 is not a JSON object"),
         ("[1]\n", "row 1: no field 'problem'"),
         ('{"problem": "x", "solution": "no answer at all"}\n', "row 1"),
     ],
@@ -80,7 +80,7 @@ def test_a_bad_file_is_refused_by_its_row(text, words, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no file .*nowhere: the README says where each task's data is got"):
+    with pytest.raises(ValueError, match="no file .*nowhere: data/README.md says where"):
         load_task("math").read(str(tmp_path / "nowhere"), "train")
 
 
