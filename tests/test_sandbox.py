@@ -484,8 +484,9 @@ def test_no_program_runs_with_fewer_layers_than_at_first(tmp_path):
 
 
 @LINUX
-def test_elsewhere_the_limits_are_all_there_is(tmp_path):
+def test_elsewhere_the_limits_are_all_there_is(tmp_path, monkeypatch):
     """macOS, as far as it can be had here: no Linux call is made, and the warning names what is missing."""
+    monkeypatch.setattr(sys, "platform", sys.platform)  # afterwards it is again what it was
     module = altered(tmp_path, "import select\n", "import select\nimport sys\nsys.platform = 'darwin'\n")
     with pytest.warns(UserWarning, match="WITHOUT NAMESPACES, LANDLOCK, SECCOMP HERE.*read your files"):
         verdicts = module.run_tests([squares(RIGHT), squares("def f(x): return 9"), squares("def")])
