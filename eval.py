@@ -26,7 +26,7 @@ from engine.cli import run_script
 from engine.export import export
 from engine.log import transcript
 from engine.options import parse_options
-from engine.report import metrics_text, save_transcripts, table, without_nan, write_report
+from engine.report import metrics_text, read_log, save_transcripts, table, without_nan, write_report
 from engine.sampling import sample_many
 from engine.settings import EvalOptions
 from model import GPT
@@ -158,6 +158,7 @@ def report(folder: Path, device: torch.device) -> None:
         raise ValueError(
             f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
         )
+    read_log(folder)  # an error now rather than after the evaluation
     results, (base, c) = {}, load_model(folder / "base.pt", device)
     names = dict.fromkeys(["base", *(stage.name for stage in stages(c))])
     for name in [name for name in names if (folder / f"{name}.pt").exists()]:

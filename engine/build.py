@@ -7,9 +7,9 @@ from random import Random
 import torch
 
 from data import Environment, load_task, train_problems
-from data.reading import checked, reading
+from data.reading import reading
 from data.tokenizer import Tokenizer, build_tokenizer
-from engine.checkpoints import load
+from engine.checkpoints import gpt_config, load
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora
@@ -78,11 +78,7 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
     ValueError if settings, sizes or weights do not fit together.
     """
     content = load(path)
-    gpt, weights, settings = (
-        checked(GPTConfig, content["gpt"], path, BLOCKS),
-        content["model"],
-        content["config"],
-    )
+    gpt, weights, settings = gpt_config(content["gpt"], path), content["model"], content["config"]
     names = [field.name for field in dataclasses.fields(Settings)]
     c = config_from(Settings, {k: v for k, v in settings.items() if k in names}, path)
     with reading(path, "a checkpoint whose weights fit its sizes"):
@@ -100,9 +96,6 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
             raise ValueError(f"{path} has no weight {missing[0]}")
         model.load_state_dict(weights, strict=False)
     return model, settings
-
-
-BLOCKS = {"norm": ("rms", "layer"), "position": ("rope", "learned"), "mlp": ("swiglu", "gelu")}
 
 
 def check_shapes(path: str | Path, weights: dict, shapes: dict) -> None:

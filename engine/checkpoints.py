@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.reading import reading
+from data.reading import checked, reading
+from engine.options import require
 from engine.processes import gather, rank, ranks
 from engine.sharding import unshard_content
-from model import GPT
+from model import GPT, GPTConfig
 
 
 def checkpoint_of(c, model: GPT, masters: dict[str, Tensor] | None = None) -> dict:
@@ -58,6 +59,20 @@ def load(path: str | Path) -> dict:
                 raise ValueError(f"its {part} is no table")
         check_weights(path, content["model"])
     return content
+
+
+BLOCKS = {"norm": ("rms", "layer"), "position": ("rope", "learned"), "mlp": ("swiglu", "gelu")}
+
+
+def gpt_config(values: dict, path: str | Path) -> GPTConfig:
+    """The model's config out of a file. ValueError names the file and what can't be right in it."""
+    config = checked(GPTConfig, values, path, BLOCKS)
+    require(config.n_layer <= 1000, f"{path}: n_layer={config.n_layer} can't be right: it is 1000 or less")
+    if config.rope_llama3 is not None:
+        with reading(path, "a file with rope_llama3 that can work"):
+            factor, low, high, length = config.rope_llama3
+            require(min(factor, low, length) > 0 and high > low, f"{config.rope_llama3} is out of order")
+    return config
 
 
 def check_weights(path: str | Path, weights: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -60,12 +61,15 @@ def stopped_run(folder: Path, Config: type, stages_of) -> tuple[Settings, dict]:
         steps = stages[index].steps if index < len(stages) else 1
         require(type(step) is int and 0 <= step < steps, f"it has step {step} of {steps}")
         require(isinstance(optimizers, list), "its optimizers are no list")
-        require(isinstance(state["seconds"], float), "its seconds are no number")
+        seconds = state["seconds"]
+        require(isinstance(seconds, float) and 0 <= seconds < math.inf, f"it has {seconds!r} seconds")
         done = sum(stage.steps for stage in stages[:index]) + step
     log, rows = folder / "metrics.jsonl", []
     if log.exists():
         with reading(log, "the log of a run"):
             rows = log.read_text(encoding="utf-8").splitlines()
+            are_objects = all(isinstance(json.loads(row), dict) for row in rows[:done])
+            require(are_objects, "it has a row that is no JSON object")
     require(len(rows) >= done, f"{log} has {len(rows)} rows, but last.pt is {done} steps on: restore it")
     return c, state | {"rows": rows[:done]}
 

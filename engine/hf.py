@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.reading import checked, read_json, reading
+from data.reading import read_json, reading
+from engine.checkpoints import gpt_config
 from model import GPT, GPTConfig
 
 
@@ -301,7 +302,7 @@ def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch
     folder = Path(folder)
     path = folder / "config.json"
     with reading(path, "the config.json of a checkpoint that we support"):
-        config = checked(GPTConfig, config_from(read_json(path)), path)
+        config = gpt_config(config_from(read_json(path)), path)
         with torch.device("meta"):
             model = GPT(config)
     with reading(folder, "a checkpoint that can be read"):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from engine.options import require
 from engine.processes import sum_gradients
 from engine.sharding import shard_optimizer_state
 from model import GPT
@@ -15,9 +16,11 @@ class Learner:
         self.model, self.masters, self.optimizers = model, masters, []
 
     def start_stage(self, c, saved: list[dict] | None) -> None:
-        """Fresh optimizers, or with `saved` those of a stopped run."""
+        """Fresh optimizers, or with `saved` a stopped run's. ValueError if they don't fit the weights."""
         self.optimizers = make_optimizers(c, self.masters)
         for optimizer, state in zip(self.optimizers, saved or (), strict=saved is not None):
+            check_optimizer_state(state["state"], optimizer)
+            state = {**optimizer.state_dict(), "state": state["state"]}  # our settings, not the file's
             optimizer.load_state_dict(shard_optimizer_state(state, optimizer))
 
     def gradient_norm(self, max_norm: float) -> float:
@@ -33,6 +36,17 @@ class Learner:
             optimizer.step()
             optimizer.zero_grad()
         copy_masters(self.model, self.masters)
+
+
+def check_optimizer_state(state: dict, optimizer: torch.optim.Optimizer) -> None:
+    """ValueError unless the state has the finite moments of each weight, in the weight's shape."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"exp_avg", "exp_avg_sq"}
+    require(state.keys() == set(range(len(weights))), f"it has no state of {len(weights)} weights")
+    for p, values in zip(weights, (state[i] for i in range(len(weights))), strict=True):
+        fine = values.keys() - {"step"} == moments and all(values[name].shape == p.shape for name in moments)
+        fine = fine and all(bool(value.isfinite().all()) for value in values.values())
+        require(fine, f"its moments of a weight of the shape {list(p.shape)} can't be right")
 
 
 def make_optimizers(c, masters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+from data import read_rows
 from engine.log import transcript
 
 COLUMNS = {
@@ -22,7 +23,7 @@ UNJUDGED = ("truncated", "unparsable", "timeout", "unjudged")
 def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
     """Writes results.json, report.md and the pictures. `results`: each checkpoint's metrics, by name."""
     (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n", encoding="utf-8")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_log(folder)
     try:
         from experiments.pictures import draw
 
@@ -33,6 +34,21 @@ def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
     minutes = rows[-1]["seconds"] / 60 if rows else 0
     text = report_text(c, results, minutes, transcripts, pictures)
     (folder / "report.md").write_text(text, encoding="utf-8")
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl. ValueError if it is missing, or names a row that can't be right."""
+    path, rows = folder / "metrics.jsonl", []
+    if not path.is_file():
+        raise ValueError(f"{folder} has no metrics.jsonl: give the folder of a run of train.py")
+    if path.stat().st_size == 0:
+        return rows  # a run of no steps, to evaluate what it would have started from
+    for place, row in read_rows(path, ("stage", "step", "seconds")):
+        numbers = [value for key, value in row.items() if key != "stage"]
+        if not (isinstance(row["stage"], str) and all(isinstance(x, (int, float)) for x in numbers)):
+            raise ValueError(f"{place}: 'stage' must be a text and all else numbers")
+        rows.append(row)
+    return rows
 
 
 def report_text(c, results: dict, minutes: float, transcripts: list, pictures: list[str]) -> str:

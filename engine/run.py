@@ -40,34 +40,38 @@ class Run:
         self.policy = start_or_resume(c, state, self.folder, self.device, self.env)
         self.learner = Learner(self.policy, master_weights(self.policy, state.get("model", {})))
         self.started = time.time() - state.get("seconds", 0.0)
-        self.write_first_files()
+        if state.get("step"):
+            with reading(self.folder / "last.pt", "a state whose optimizers fit the model"):
+                self.learner.start_stage(c, state["optimizers"])
+        if not state:
+            self.write_first_files()
 
     def write_first_files(self) -> None:
-        """Makes the folder ready for the first step. Everything has been checked before."""
-        if not self.state:
-            if rank() == 0:
-                begin(self.c, self.folder)
-            if self.c.init:
-                save(self.folder / "base.pt", checkpoint_of(self.c, unsharded(self.policy), {}))
-            self.save_state(0, 0, [])
-        if rank() == 0:  # the steps after last.pt will be made again
-            rows = self.state.get("rows", [])
-            write(self.folder / "metrics.jsonl", "".join(f"{row}\n" for row in rows))
+        """What a new run has in its folder before its first step. Everything has been checked before."""
+        if rank() == 0:
+            begin(self.c, self.folder)
+        if self.c.init:
+            save(self.folder / "base.pt", checkpoint_of(self.c, unsharded(self.policy), {}))
+        self.save_state(0, 0, [])
 
     def stages_left(self) -> list[tuple[int, object]]:
         return list(enumerate(self.stages))[self.state.get("stage", 0) :]
 
     def start_stage(self, index: int, stage) -> GPT | None:
-        """Makes fresh optimizers, or a stopped run's. Returns the reference policy, None for a supervised
-        stage.
+        """Makes fresh optimizers, unless a stopped run's are there. Returns the reference policy, None for a
+        supervised stage. Before the first step of a resumed run the log's rows after last.pt are deleted:
+        their steps will be made again, and nothing can fail any more.
         """
         resumed = index == self.state.get("stage") and self.state["step"] > 0
         self.first_step, self.stage_started = self.state["step"] if resumed else 0, time.time()
-        with reading(self.folder / "last.pt", "a state whose optimizers fit the model"):
-            self.learner.start_stage(self.c, self.state["optimizers"] if resumed else None)
-        if stage.weights is None:
-            return None
-        return load_reference(self.c, stage, self.folder, self.device, self.policy)
+        if not resumed:
+            self.learner.start_stage(self.c, None)
+        reference = None
+        if stage.weights is not None:
+            reference = load_reference(self.c, stage, self.folder, self.device, self.policy)
+        if rank() == 0 and (rows := self.state.pop("rows", None)) is not None:
+            write(self.folder / "metrics.jsonl", "".join(f"{row}\n" for row in rows))
+        return reference
 
     def steps_left(self, stage) -> range:
         return range(self.first_step, stage.steps)
