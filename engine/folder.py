@@ -121,14 +121,18 @@ def locked(folder: Path):
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a+", encoding="utf-8") as file:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process writes into {folder}: wait for its end, or stop it") from None
+            owner = path.read_text(encoding="utf-8")
+            raise ValueError(f"process {owner} writes into {folder}: wait for its end, or stop it") from None
         except OSError:
             pass
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         try:
             yield
         finally:
