@@ -739,14 +739,15 @@ mutant(
 )
 mutant(
     "stage2-from-the-base", "Stage II starts from the base", RUN,
-    "        if stage.weights is None:\n            return None\n",
-    "        if stage.weights is None:\n            return None\n"
-    '        self.policy.load_state_dict(load(self.folder / "base.pt")["model"], strict=False)\n',
+    "        reference = None\n",
+    "        reference = None\n"
+    '        base = load_model(self.folder / "base.pt", self.device)[0].state_dict()\n'
+    "        self.policy.load_state_dict(base, strict=False)\n",
     wiring("each_stage_goes_on_from_the_last_one_with_fresh_optimizers"),
 )
 mutant(
     "optimizer-state-lost", "a resumed run has fresh optimizers", RUN,
-    'self.state["optimizers"] if resumed else None', "None",
+    'start_stage(c, state["optimizers"])', "start_stage(c, None)",
     wiring("a_stopped_and_resumed_run_equals_the_unbroken_one"),
 )
 mutant(
@@ -804,7 +805,7 @@ mutant(
 )
 mutant(
     "run-overwritten", "a new run overwrites another one", "engine/folder.py",
-    "if not overwrite and any(", "if False and any(",
+    "require(c.overwrite or not holds_a_run,", "require(True,",
     wiring("a_run_is_not_overwritten"),
 )
 mutant(
