@@ -234,6 +234,7 @@ def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(small_gpt,
     models = {"base": small_gpt(), "stage1": small_gpt(n_kv_head=2), "stage2": small_gpt(dim=16)}
     for name, model in models.items():
         save(tmp_path / f"{name}.pt", checkpoint_of(C, model))
+    (tmp_path / "metrics.jsonl").touch()
     written = []
     monkeypatch.setattr(evaluation, "write_report", lambda *args: written.append(args))
     report(tmp_path, torch.device("cpu"))
