@@ -50,6 +50,7 @@ class Run:
         """What a new run has in its folder before its first step. Everything has been checked before."""
         if rank() == 0:
             begin(self.c, self.folder)
+            write(self.folder / "metrics.jsonl", "")
         if self.c.init:
             save(self.folder / "base.pt", checkpoint_of(self.c, unsharded(self.policy), {}))
         self.save_state(0, 0, [])
