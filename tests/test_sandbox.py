@@ -757,6 +757,5 @@ def test_references_of_mbpp_pass_and_their_mutants_fail(monkeypatch):
     rows = [row for _, row in read_rows(path, ("code",))]
     sample = list(zip(mbpp.read(path, "all"), rows, strict=True))[::7]
     assert mbpp.verdicts([(problem, row["code"]) for problem, row in sample]) == ["right"] * 140
-    assert set(mbpp.verdicts([(problem, mutants(row["code"])[0]) for problem, row in sample[::2]])) == {
-        "wrong"
-    }
+    judged = mbpp.verdicts([(problem, mutants(row["code"])[0]) for problem, row in sample[::2]])
+    assert "right" not in judged
