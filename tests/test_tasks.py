@@ -130,8 +130,8 @@ def test_dialogues_that_outgrow_the_model_are_refused_at_the_start(qwen, tmp_pat
     words = ["--task=gsm8k", *write_files(tmp_path, "gsm8k", range(6, 12), range(6)), f"--out={tmp_path}"]
     with pytest.raises(ValueError, match="max_len=2048: lower --max_new"):
         train_here(monkeypatch, *words, f"--init={qwen}", *SHORT, "--max_new=900", "--name=long")
-    with pytest.raises(ValueError, match="no .*nowhere: --init takes a .pt file or a Hugging Face folder"):
-        train_here(monkeypatch, *words, f"--init={tmp_path}/nowhere", *SHORT, "--name=nowhere")
+    with pytest.raises(ValueError, match="no .*missing: --init takes a .pt file or a Hugging Face folder"):
+        train_here(monkeypatch, *words, f"--init={tmp_path}/missing", *SHORT, "--name=short")
 
 
 @pytest.mark.parametrize(
