@@ -175,6 +175,7 @@ COMBINATIONS = [
     (["--shard"], "shard needs optimizer=adamw"),
     (["--shard", "--optimizer=adamw", "--offline_share=0.1"], "shard needs offline_share=0"),
     (["--shard", "--optimizer=adamw", "--lora=2", "--init=file"], "shard needs lora=0"),
+    (["--init=out/default"], "no out/default: --init takes"),  # the folder that the run itself would make
     (["--init=none.pt"], "no none.pt: --init takes a .pt file or a Hugging Face folder"),
     (["--init=."], "has no tokenizer.json"),
     (["--init=file"], "file is not a checkpoint of train.py"),
