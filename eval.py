@@ -26,7 +26,8 @@ from engine.cli import run_script
 from engine.export import export
 from engine.log import transcript
 from engine.options import parse_options
-from engine.report import metrics_text, read_log, save_transcripts, table, without_nan, write_report
+from engine.report import check_can_write, metrics_text, read_log, save_transcripts, table, without_nan
+from engine.report import write_report
 from engine.sampling import sample_many
 from engine.settings import EvalOptions
 from model import GPT
@@ -191,7 +192,7 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
     else:
         problems = wrong_attempts(o.repair, task) if o.repair else held_out_of(c, o.n or c.eval_n)
     if o.save:
-        Path(o.save).touch()  # an error now rather than after the evaluation
+        check_can_write(o.save)  # an error now rather than after the evaluation
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
         save_transcripts(o.save, transcripts)

@@ -22,6 +22,7 @@ answer. At times it mends it, at times it spoils it, whatever its first attempt 
 from random import Random
 
 from data import Environment, Problem, is_held_out, read_rows
+from data.reading import reading
 from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
 
 MADE_UP_MISTAKES = ("near", "near", "near", "far")  # most can be mended by their working
@@ -121,5 +122,6 @@ def read_traces(c, env: Environment) -> list[tuple[list[int], list[bool]]]:
             raise ValueError(
                 f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems"
             )
-        traces.append(imitation(env.tokenizer, prompt, attempts, env.correction_request))
+        with reading(place, "a dialogue that the tokenizer can write"):
+            traces.append(imitation(env.tokenizer, prompt, attempts, env.correction_request))
     return traces

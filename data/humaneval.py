@@ -26,7 +26,7 @@ def read(path: str, split: str) -> list[Problem]:
             raise ValueError(f"{place}: 'prompt', 'entry_point', 'test' and 'attempt' must be texts")
         try:
             ast.parse(stub), ast.parse(row["test"])
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{place}: 'prompt' or 'test' does not compile: {error}") from None
         tests = f"{row['test']}\ncheck({name})\n"
         problems.append(Problem(stub, json.dumps({"tests": tests, "names": [name], "prelude": stub}), given))

@@ -78,7 +78,7 @@ def read(path: str, split: str) -> list[Problem]:
             raise ValueError(f"{place}: 'text', 'code', 'test_setup_code' and 'attempt' must be texts")
         try:
             names, imports = used_of(code, "\n".join([setup, *tests]))
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{place}: 'code' or the tests do not compile: {error}") from None
         if not names:
             raise ValueError(f"{place}: the tests use nothing that 'code' defines")

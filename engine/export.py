@@ -17,7 +17,12 @@ TOKENIZER_FILES = (
 
 
 def export(model: GPT, c, folder: str) -> str:
-    """Writes the model, adapters merged, and its tokenizer's files. Returns a line that says so."""
+    """Writes the model, adapters merged, and its tokenizer's files. Returns a line that says so.
+
+    ValueError if the folder holds a model already.
+    """
+    if (Path(folder) / "config.json").exists():
+        raise ValueError(f"{folder} holds a model: choose another folder for --export")
     save_pretrained(merge_lora(model) if c.lora else model, folder)
     source = Path(c.tokenizer or c.init)
     copied = [shutil.copy(source / f, folder) for f in TOKENIZER_FILES if (source / f).is_file()]

@@ -34,13 +34,13 @@ def open_run(c: Settings, resume: str, stages_of):
     if resume:
         is_there = (folder / "last.pt").is_file()
         require(is_there, f"no checkpoint {folder}/last.pt: --resume takes the folder of a stopped run")
+    else:
+        c, state = with_absolute_paths(c), {}  # before the folder is made: --init may name it by mistake
     with locked(folder):
         if resume:
             c, state = stopped_run(folder, type(c), stages_of)
-        else:
-            c, state = with_absolute_paths(c), {}
-            if rank() == 0:
-                check_is_free(c, folder)
+        elif rank() == 0:
+            check_is_free(c, folder)
         try:
             yield c, state
         except KeyboardInterrupt:

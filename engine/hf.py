@@ -115,6 +115,10 @@ def config_from(description: dict) -> dict:
         raise ValueError(
             "sliding-window attention is not supported: take a checkpoint with full attention in all layers"
         )
+
+    def given(key: str, default):
+        return default if d.get(key) is None else d[key]
+
     try:
         if family == "gpt2":
             dim, heads = d["n_embd"], d["n_head"]
@@ -130,7 +134,7 @@ def config_from(description: dict) -> dict:
                 n_head=heads,
                 n_kv_head=heads,
                 head_dim=dim // heads,
-                ffn_dim=d.get("n_inner") or 4 * dim,
+                ffn_dim=given("n_inner", 4 * dim),
                 max_len=d["n_positions"],
                 norm_eps=d.get("layer_norm_epsilon", 1e-5),
                 tie_weights=d.get("tie_word_embeddings", True),
@@ -147,16 +151,16 @@ def config_from(description: dict) -> dict:
             vocab_size=d["vocab_size"],
             n_layer=d["num_hidden_layers"],
             n_head=heads,
-            n_kv_head=d.get("num_key_value_heads") or heads,
+            n_kv_head=given("num_key_value_heads", heads),
             dim=d["hidden_size"],
             ffn_dim=d["intermediate_size"],
-            head_dim=d.get("head_dim") or (128 if family == "qwen3" else d["hidden_size"] // heads),
+            head_dim=given("head_dim", 128 if family == "qwen3" else d["hidden_size"] // heads),
             max_len=d["max_position_embeddings"],
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
             tie_weights=d.get("tie_word_embeddings", False),
             norm_eps=d.get("rms_norm_eps", 1e-6),
-            rope_theta=float(d.get("rope_theta") or scaling.get("rope_theta", 10000.0)),
+            rope_theta=given("rope_theta", scaling.get("rope_theta", 10000.0)),
             rope_llama3=tuple(scaling[key] for key in llama3) if kind == "llama3" else None,
         )
     except KeyError as missing:

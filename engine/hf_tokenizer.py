@@ -120,8 +120,8 @@ def encoding(
     )  # the others are in no UTF-8 text
     if missing:
         raise ValueError(f"tokenizer {name}: {len(missing)} bytes have no token, such as {min(missing)}")
-    ids = list(ranks.values())
-    if len(set(ids)) < len(ids) or not all(isinstance(i, int) and 0 <= i < 2**31 for i in ids):
+    ids = [*ranks.values(), *special.values()]
+    if len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         raise ValueError(f"tokenizer {name}: its ids are not different whole numbers from 0 on")
     return tiktoken.Encoding(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 

@@ -129,6 +129,15 @@ def metrics_text(metrics: dict, from_file: bool) -> str:
     return "\n".join(lines)
 
 
+def check_can_write(path: str) -> None:
+    """OSError if the file can't be written. It stays as it is, or missing."""
+    is_new = not Path(path).exists()
+    with open(path, "a", encoding="utf-8"):
+        pass
+    if is_new:
+        Path(path).unlink()
+
+
 def save_transcripts(path: str, transcripts: list) -> None:
     """Writes (problem, texts, correct) as JSONL, which `eval.py --repair` reads."""
     rows = [
