@@ -8,6 +8,8 @@ from engine.processes import sum_gradients
 from engine.sharding import shard_optimizer_state
 from model import GPT
 
+MOMENTUM = 0.95  # of Muon, with Nesterov's look ahead
+
 
 class Learner:
     """The weights that learn, by name, and the optimizers of the current stage."""
@@ -41,7 +43,7 @@ class Learner:
 def check_optimizer_state(state: dict, optimizer: torch.optim.Optimizer) -> None:
     """ValueError unless the state has the finite moments of each weight, in the weight's shape."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"exp_avg", "exp_avg_sq"}
+    moments = {"momentum"} if isinstance(optimizer, Muon) else {"exp_avg", "exp_avg_sq"}
     require(state.keys() == set(range(len(weights))), f"it has no state of {len(weights)} weights")
     for p, values in zip(weights, (state[i] for i in range(len(weights))), strict=True):
         fine = values.keys() - {"step"} == moments and all(values[name].shape == p.shape for name in moments)
@@ -62,9 +64,44 @@ def make_optimizers(c, masters: dict[str, Tensor]) -> list[torch.optim.Optimizer
         optimizers.append(torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=fused))
         optimizers[-1].param_groups[0]["share"] = c.adam_share if muon else 1.0
     if muon:
-        optimizers.append(torch.optim.Muon(muon, lr=0.0, momentum=0.95, weight_decay=0.0))
+        optimizers.append(Muon(muon, dict(lr=0.0)))
         optimizers[-1].param_groups[0]["share"] = 1.0
     return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Keller Jordan et al., kellerjordan.github.io/posts/muon): a step that is equally long in all
+    directions.
+
+    torch.optim.Muon computes in bfloat16. A CPU without units for it needs ten times as long for that, more
+    than for all the rest of a toy's update, so on a CPU this one computes in float32.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - MOMENTUM)
+                direction = orthogonal(p.grad.lerp(momentum, MOMENTUM))
+                p.add_(direction, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About U V^T, where U S V^T is the singular value decomposition of `matrix` [R, C].
+
+    Five steps of the Newton-Schulz iteration x <- a x + (b x x^T + c (x x^T)^2) x. It moves each singular
+    value towards 1 and stays within 0.7 to 1.2, which is near enough.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x  # [r, c] with r <= c, so that x x^T is the smaller of the two products
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T  # [r, r]
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 def master_weights(model: GPT, saved: dict[str, Tensor]) -> dict[str, Tensor]:
