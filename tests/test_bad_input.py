@@ -418,7 +418,7 @@ STATES = {
     "moments of another shape": set_in("optimizers", 0, "state", 0, "exp_avg", lambda m: m[:3]),
     "moments missing": set_in("optimizers", 0, "state", 0, "exp_avg", ...),
     "moments of NaN": set_in("optimizers", 0, "state", 0, "exp_avg_sq", lambda m: m * math.nan),
-    "momentum of another shape": set_in("optimizers", 1, "state", 0, "momentum_buffer", lambda m: m.T[:2]),
+    "momentum of another shape": set_in("optimizers", 1, "state", 0, "momentum", lambda m: m.T[:2]),
     "no seconds": set_in("seconds", ...),
     "seconds as text": set_in("seconds", "12"),
     "seconds NaN": set_in("seconds", math.nan),

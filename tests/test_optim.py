@@ -14,7 +14,7 @@ def test_the_direction_has_the_gradients_axes_and_nearly_equal_lengths(shape):
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
     on_the_axes = u.T @ orthogonal(matrix) @ vt.T  # diagonal: one length for each pair of axes
     lengths = on_the_axes.diagonal()
-    assert 0.6 < lengths.min() and lengths.max() < 1.3
+    assert lengths.min() > 0.6 and lengths.max() < 1.3
     torch.testing.assert_close(on_the_axes, lengths.diag(), atol=1e-4, rtol=0)
 
 
