@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from engine.options import require
 from engine.processes import rank, ranks
 from engine.settings import Settings
 from engine.sharding import shard, unsharded
+from engine.threads import with_best_threads
 from model import GPT
 
 
@@ -74,8 +76,8 @@ class Run:
             write(self.folder / "metrics.jsonl", "".join(f"{row}\n" for row in rows))
         return reference
 
-    def steps_left(self, stage) -> range:
-        return range(self.first_step, stage.steps)
+    def steps_left(self, stage) -> Iterator[int]:
+        return with_best_threads(range(self.first_step, stage.steps), self.policy)
 
     def update(self, stage, step: int, lr: float, loss: float) -> float:
         """The optimizers' step; returns the gradient's norm. FloatingPointError if that or the loss is no
