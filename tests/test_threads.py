@@ -1,4 +1,4 @@
-"""The number of threads: chosen by pace, looked at again, and given back. No clock is tested, only choices."""
+"""The number of threads: chosen by pace, looked at again, and given back. Choices are tested, no clock."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def in_threads():
 
 
 def paced(monkeypatch, **pace):
-    """Makes `passes_a_second` say pace["n1"] with one thread and so on; returns the counts it was asked for."""
+    """Makes `passes_a_second` say pace["n1"] with one thread and so on. Returns the counts that it saw."""
     asked = []
 
     def passes(model):
