@@ -2,7 +2,7 @@
 
     python eval.py out/default                          report of a run: results.json, report.md, pictures
     python eval.py out/default/stage2.pt --show=10      metrics of one checkpoint, with transcripts
-    python eval.py out/default/stage2.pt --problem=8742/6
+    python eval.py out/default/stage2.pt --chat           pose problems of your own
 
 All figures are on held-out problems. Greedy by default, as in the paper. All sampling has seeds of its own.
 """
@@ -19,9 +19,10 @@ from random import Random
 import numpy as np
 import torch
 
-from data import Environment, Problem, held_out_problems, load_task, posed_problem, wrong_attempts
+from data import Environment, Problem
 from data.demonstrations import swapped_attempts
-from engine.build import make_environment, pick_device
+from engine.build import held_out_of, make_environment, pick_device, problems_of
+from engine.chat import chat
 from engine.cli import run_script
 from engine.export import export
 from engine.log import transcript
@@ -175,10 +176,6 @@ def report(folder: Path, device: torch.device) -> None:
     print(f"{table(results)}\n\n{folder / 'report.md'} has the whole report")
 
 
-def held_out_of(c: Config, n: int) -> list[Problem]:
-    return held_out_problems(load_task(c.task), c.size, c.seed, n, c.test_data)
-
-
 def show_checkpoint(path: str, o: EvalOptions) -> None:
     """Metrics of one checkpoint, or its attempts at a problem that a person poses, or an export of it."""
     model, c = load_model(path, pick_device(o.device))
@@ -186,11 +183,9 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
     c = dataclasses.replace(c, **overrides)
     if o.export:
         return print(export(model, c, o.export))
-    task = load_task(c.task)
-    if o.problem is not None:
-        problems = [posed_problem(task, o.problem)]
-    else:
-        problems = wrong_attempts(o.repair, task) if o.repair else held_out_of(c, o.n or c.eval_n)
+    if o.chat:
+        return chat(model, c, o.temperature)
+    problems = problems_of(c, o)
     if o.save:
         check_can_write(o.save)  # an error now rather than after the evaluation
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)

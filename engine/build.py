@@ -6,7 +6,15 @@ from random import Random
 
 import torch
 
-from data import Environment, load_task, train_problems
+from data import (
+    Environment,
+    Problem,
+    held_out_problems,
+    load_task,
+    posed_problem,
+    train_problems,
+    wrong_attempts,
+)
 from data.reading import reading
 from data.tokenizer import Tokenizer, build_tokenizer
 from engine.checkpoints import gpt_config, load
@@ -35,6 +43,19 @@ def make_environment(c: Settings, training: bool = True) -> Environment:
     task = load_task(c.task)
     problem = train_problems(task, c.size, c.seed, c.train_data, c.test_data) if training else None
     return Environment(task, make_tokenizer(c), problem)
+
+
+def problems_of(c: Settings, o) -> list[Problem]:
+    """What eval.py's options ask for: a person's problem, attempts to repair, or held-out problems."""
+    if o.problem is not None:
+        return [posed_problem(load_task(c.task), o.problem)]
+    if o.repair:
+        return wrong_attempts(o.repair, load_task(c.task))
+    return held_out_of(c, o.n or c.eval_n)
+
+
+def held_out_of(c: Settings, n: int) -> list[Problem]:
+    return held_out_problems(load_task(c.task), c.size, c.seed, n, c.test_data)
 
 
 def make_tokenizer(c: Settings) -> Tokenizer:

@@ -117,6 +117,7 @@ class EvalOptions:
     test_data: str = option(None, "another file of problems; rows with `attempt` are for offline repair")
     repair: str = option(None, "offline repair: turn 2 on the wrong first attempts of a file made by --save")
     problem: str = option(None, "a problem of your own, e.g. 8742/6")
+    chat: bool = option(False, "pose problems and ask for checks, at the keyboard")
     show: int = option(0, "number of transcripts to print", 0)
     json: bool = option(False, "print the metrics as JSON")
     save: str = option(None, "write the transcripts into this file, one JSON object a line")

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import engine.sampling
 import rollout
 import train
+from engine.build import held_out_of
 from engine.cli import run_script
 from engine.hf import save_pretrained
 from engine.memory import micro_batches
@@ -40,7 +41,7 @@ from engine.optim import make_optimizers, master_weights
 from engine.options import require
 from engine.report import markdown
 from engine.run import Run, open_run
-from eval import evaluate, held_out_of
+from eval import evaluate
 from experiments.memory import MODELS, peak
 from model import GPT, GPTConfig
 from rollout import right_pad, sample_dialogues

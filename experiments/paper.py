@@ -35,14 +35,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without being installed
 
 from data import Problem, load_task, train_problems
-from engine.build import make_tokenizer
+from engine.build import held_out_of, make_tokenizer
 from engine.checkpoints import load, save
 from engine.cli import run_script
 from engine.folder import open_run
 from engine.options import require
 from engine.presets import PRESETS
 from engine.report import without_nan
-from eval import edit_distance_ratio, evaluate, held_out_of, swap_test
+from eval import edit_distance_ratio, evaluate, swap_test
 from model import GPT
 from train import Config, load_model, stages, train
 

@@ -8,8 +8,9 @@ import torch
 
 import eval as evaluation
 from data import Problem, load_task, train_problems
+from engine.build import held_out_of
 from engine.checkpoints import checkpoint_of, save
-from eval import drift, edit_distance_ratio, evaluate, held_out_of, report, self_correction_metrics, swap_test
+from eval import drift, edit_distance_ratio, evaluate, report, self_correction_metrics, swap_test
 from train import Config
 
 C = Config(size=2, max_new=5, eval_n=12)

@@ -14,6 +14,7 @@ import eval as evaluation
 import train
 from data import load_task, train_problems
 from data.gsm8k import CORRECTION_REQUEST
+from engine.build import held_out_of
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.settings import parse_args
@@ -201,7 +202,7 @@ def test_a_given_first_attempt_stands_in_the_place_of_turn_1(qwen, tmp_path):
     files = dict(train_data=f"{tmp_path}/train", test_data=f"{tmp_path}/test")
     c = Config(task="gsm8k", init=str(qwen), **files, max_new=5)
     model, tokenizer = load_pretrained(qwen), read_tokenizer(qwen)
-    problems = evaluation.held_out_of(c, 10)
+    problems = held_out_of(c, 10)
     metrics, transcripts = evaluation.evaluate(model, c, problems)
     assert metrics["acc_t1"] == pytest.approx(2 / 6)
     assert [attempts[0] for _, attempts, _ in transcripts] == texts
