@@ -43,6 +43,23 @@ def log_step(c, folder: Path, stage, step: int, metrics: dict, seconds: float, p
         print(transcript(*example), flush=True)
 
 
+def warnings(stage, step: int, recent: list[dict]) -> dict[str, str]:
+    """What a person should know of this stage, by name. `recent` are the metrics of its last 20 updates."""
+    found = {}
+    if stage.weights is None:
+        return found
+    if step == 0 and not 0.02 <= recent[-1]["acc_t1"] <= 0.95:
+        share = f"{100 * recent[-1]['acc_t1']:.0f} % of the first attempts are right"
+        found["nothing to correct"] = f"{share}, so there is little to learn: choose another --size or base"
+    if len(recent) < 20:
+        return found
+    if all(row["no_signal"] for row in recent):
+        found["no signal"] = "for 20 updates all attempts had the same reward, so only the KL acts"
+    if len(stage.weights) > 1 and sum(row["change_rate"] for row in recent) < 0.02 * len(recent):
+        found["copies"] = "turn 2 only copies: over 20 updates fewer than 2 % of the attempts differ"
+    return found
+
+
 def progress_line(stage, step: int, metrics: dict, pace: float) -> str:
     left = int(pace * (stage.steps - step - 1))
     rate = f"{1 / pace:.2f} steps/s" if pace < 1 else f"{pace:.1f} s/step"

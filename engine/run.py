@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data.reading import reading
 from engine.build import check_lengths, load_model, make_environment, make_model, pick_device
 from engine.checkpoints import checkpoint_of, save
 from engine.folder import begin, write
-from engine.log import log_step
+from engine.log import log_step, warnings
 from engine.lora import add_lora, without_lora
 from engine.optim import Learner, master_weights
 from engine.options import require
@@ -66,6 +67,7 @@ class Run:
         their steps will be made again, and nothing can fail any more.
         """
         resumed = index == self.state.get("stage") and self.state["step"] > 0
+        self.recent, self.warned = deque(maxlen=20), set()
         self.first_step, self.stage_started = self.state["step"] if resumed else 0, time.time()
         if not resumed:
             self.learner.start_stage(self.c, None)
@@ -95,6 +97,11 @@ class Run:
     def log_and_save(self, index: int, stage, step: int, metrics: dict, example) -> None:
         pace = (time.time() - self.stage_started) / (step + 1 - self.first_step)
         log_step(self.c, self.folder, stage, step, metrics, time.time() - self.started, pace, example)
+        self.recent.append(metrics)
+        for name, line in warnings(stage, step, list(self.recent)).items():
+            if name not in self.warned and rank() == 0:
+                print(f"warning: {line}", flush=True)
+            self.warned.add(name)
         if self.c.keep_every and (step + 1) % self.c.keep_every == 0:
             save(self.folder / f"{stage.name}-{step + 1}.pt", checkpoint_of(self.c, unsharded(self.policy)))
         if (step + 1) % self.c.save_every == 0 and step + 1 < stage.steps:
