@@ -35,15 +35,18 @@ import rollout
 import train
 from engine.build import held_out_of
 from engine.cli import run_script
+from engine.folder import open_run
 from engine.hf import save_pretrained
 from engine.memory import micro_batches
-from engine.optim import make_optimizers, master_weights
+from engine.optim import Learner, make_optimizers, master_weights
 from engine.options import require
 from engine.report import markdown
-from engine.run import Run, open_run
+from engine.run import Run
 from eval import evaluate
+from experiments import plain_step
 from experiments.memory import MODELS, peak
 from model import GPT, GPTConfig
+from rewards import turn_rewards
 from rollout import right_pad, sample_dialogues
 
 RESULTS = Path(__file__).parent / "results"
@@ -145,8 +148,8 @@ def without_cache(model: GPT, prompts: list[list[int]], turns: int, new: int) ->
             prompts = [[*row, token] for row, token in zip(prompts, tokens.tolist(), strict=True)]
 
 
-def transformers_twin(model: GPT) -> Callable:
-    """A function that samples as `ours` does, with the same weights in transformers."""
+def in_transformers(model: GPT):
+    """The same weights as a model of transformers."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -154,7 +157,12 @@ def transformers_twin(model: GPT) -> Callable:
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder)
         dtype = model.embed.weight.dtype
-        twin = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def transformers_twin(model: GPT) -> Callable:
+    """A function that samples as `ours` does, with the same weights in transformers."""
+    twin = in_transformers(model)
 
     @torch.no_grad()
     def generate(prompts: list[list[int]], turns: int, new: int) -> None:
@@ -284,6 +292,42 @@ def bench_update(
     return row
 
 
+def bench_step(
+    name: str, config: GPTConfig, optimizer: str, batch: int, prompt: int, new: int, runs: int
+) -> list[str]:
+    """A row of the table on whole steps: sample, score, update. Ours against plain_step.py."""
+    model, reference = never_ending(config).requires_grad_(), never_ending(config)
+    twin, twins_reference = in_transformers(model), in_transformers(reference)
+    prompts = prompts_of(batch, prompt, True, config.vocab_size)
+    correct = torch.rand(batch, 2, generator=torch.Generator().manual_seed(0)) < 0.5
+    learner = Learner(model, master_weights(model, {}))
+    learner.start_stage(train.Config(optimizer=optimizer), None)
+    plain = plain_step.torchs_optimizers(twin, optimizer)
+    tokenizer, micro = SimpleNamespace(end_id=0, decode=lambda ids: ""), train.Config.micro_batch
+
+    def fast():
+        generator = torch.Generator().manual_seed(0)
+        rollout = sample_dialogues(model, tokenizer, prompts, [FOLLOW_UP], new, 1.0, generator)
+        rewards = turn_rewards(correct, rollout, (1.0, 1.0), 10.0)
+        advantage = train.advantages(rewards, correct, torch.arange(batch), "by_outcome")
+        rows = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage}
+        for part in micro_batches(rows, micro):
+            train.policy_loss(model, reference, part, (0.3, 0.3), 1.0, batch)[0].backward()
+        learner.gradient_norm(1.0)
+        learner.step(1e-6)  # so small that the model goes on to end no turn
+
+    def slow():
+        request = [0, *FOLLOW_UP]
+        plain_step.step(twin, twins_reference, plain, prompts, request, new, correct, micro)
+
+    s = in_turns(runs, fast=fast, slow=slow)
+    shape = f"{batch} x 2 x {new}"
+    row = [name, optimizer, shape, spread(batch / s["fast"]), spread(batch / s["slow"])]
+    row.append(spread(s["slow"] / s["fast"], unit="x"))
+    print(*row, flush=True)
+    return row
+
+
 WIDE = GPTConfig(151936, n_layer=2, tie_weights=True), 16, 64  # 16 x 64 x 151,936 logits are 0.58 GiB
 
 
@@ -405,7 +449,8 @@ def parts_of_default_run(steps: int, problems: int) -> str:
             stack.enter_context(mock.patch.object(Run, "start_stage", start_stage))
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             start = time.perf_counter()
-            train.train(*open_run(c, "", train.stages))
+            with open_run(c, "", train.stages) as (c, state):
+                train.train(c, state)
             wall = time.perf_counter() - start
         model, c = train.load_model(Path(out) / c.name / "base.pt", "cpu")
         start = time.perf_counter()
@@ -465,6 +510,10 @@ def main() -> None:
         updates.append(("GPT-2 124M shape", GPT2, "adamw", 8, 256, 3))  # AdamW, as in the presets
     sampled = [bench_sampling(limit, **case) for case in cases]
     updated = [bench_update(limit, *case) for case in updates]
+    whole = [("toy", TOY, "muon", 64 if quick else 128, 8, 16, runs)]
+    whole += [] if quick else [("toy", TOY, "adamw", 128, 8, 16, runs)]
+    whole += [] if quick else [("GPT-2 124M shape", GPT2, "adamw", 16, 16, 16, 3)]
+    stepped = [bench_step(*case) for case in whole]
     peaks = {} if quick else {way: peak_of(way) for way in ("ours", "straight")}
     grown = growth(runs, quick)
     parts = parts_of_default_run(2 if quick else 8, 50 if quick else 500)
@@ -478,6 +527,7 @@ with a full log-softmax {peaks["straight"]:.2f} GiB.
 """
     single, half, copy = (f"{limit[k] / 1e9:.0f}" for k in ("torch.float32", "torch.bfloat16", "bytes"))
     head = ["model", "optimizer", "rows x tokens", "tokens/s", "share of peak", "against full log-softmax"]
+    step_head = ["model", "optimizer", "rows x turns x new", "ours, rows/s", "plain, rows/s", "ratio"]
     text = f"""# Benchmark
 
 Made by `make bench` on {machine_name()}, in {(time.time() - started) / 60:.0f} minutes.
@@ -499,6 +549,13 @@ the rows end each turn at its second token.
 The share counts the FLOPs that are needed: one forward pass of policy and reference, one backward pass, and
 the head at the sampled tokens only.
 {memory}
+## A whole step: sample, score, update
+
+{markdown(step_head, stepped)}
+
+Plain is `plain_step.py`: the same step with transformers and torch's own optimizers, as a careful user would
+write it.
+
 ## Growth
 
 ![Cost against size](bench.png)
