@@ -13,6 +13,7 @@ from engine.checkpoints import gpt_config, load
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora
+from engine.memory import empty_gpt
 from engine.options import require
 from engine.settings import Settings, config_from
 from model import GPT, GPTConfig
@@ -82,8 +83,7 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
     names = [field.name for field in dataclasses.fields(Settings)]
     c = config_from(Settings, {k: v for k, v in settings.items() if k in names}, path)
     with reading(path, "a checkpoint whose weights fit its sizes"):
-        with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in GPT(gpt).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in empty_gpt(gpt).state_dict().items()}
         if shapes.keys() <= weights.keys():
             check_shapes(path, weights, shapes)
             model = GPT(gpt).to(device, getattr(torch, c.dtype))
