@@ -188,7 +188,7 @@ def test_a_run_that_breaks_at_any_write_goes_on_bit_for_bit(moment, train_here, 
         words = [*SHORT, f"--out={tmp_path}", f"--name={number}"]
         process = LOADED.Process(target=broken_run, args=(words, moment, number))
         process.start()
-        process.join(60)
+        process.join(240)
         if process.exitcode == 0:  # it has fewer writes
             break
         assert process.exitcode == (1 if moment == "disk full" else -signal.SIGKILL)
@@ -248,7 +248,7 @@ def test_of_two_processes_that_go_on_with_a_run_one_does(train_here, tmp_path):
         target=broken_run, args=([*SHORT, f"--out={tmp_path}", "--name=run"], "killed after a rename", 5)
     )
     process.start()
-    process.join(60)
+    process.join(240)
     with locked(tmp_path / "run"), pytest.raises(ValueError, match="writes into .*: wait for its end"):
         train_here(f"--resume={tmp_path / 'run'}")
     train_here(f"--resume={tmp_path / 'run'}")
