@@ -23,6 +23,8 @@ def start(name: str, *words, cwd: Path = ROOT) -> BaseProcess:
     command, output = [str(ROOT / name), *map(str, words)], tempfile.mkdtemp()
     process = LOADED.Process(target=work, args=(command, str(cwd), output))
     process.command, process.output = command, Path(output)
+    for name in ("stdout", "stderr"):
+        (process.output / name).touch()
     process.start()
     return process
 
@@ -42,7 +44,7 @@ def script(name: str, *words, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 def work(command: list[str], cwd: str, output: str) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{output}/{name}", os.O_CREAT | os.O_WRONLY), number)
+        os.dup2(os.open(f"{output}/{name}", os.O_WRONLY), number)
     os.chdir(cwd)
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
