@@ -9,7 +9,6 @@ All figures are on held-out problems. Greedy by default, as in the paper. All sa
 
 import engine.interrupt  # noqa: F401, I001 (before the slow imports)
 
-import dataclasses
 import json
 import math
 import sys
@@ -21,7 +20,7 @@ import torch
 
 from data import Environment, Problem
 from data.demonstrations import swapped_attempts
-from engine.build import held_out_of, make_environment, pick_device, problems_of
+from engine.build import held_out_of, make_environment, pick_device, problems_of, with_overrides
 from engine.chat import chat
 from engine.cli import run_script
 from engine.export import export
@@ -180,7 +179,7 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
     """Metrics of one checkpoint, or its attempts at a problem that a person poses, or an export of it."""
     model, c = load_model(path, pick_device(o.device))
     overrides = {key: getattr(o, key) for key in ("task", "test_data", "max_new") if getattr(o, key)}
-    c = dataclasses.replace(c, **overrides)
+    c = with_overrides(c, overrides, model, path)
     if o.export:
         return print(export(model, c, o.export))
     if o.chat:

@@ -118,10 +118,10 @@ def read_traces(c, env: Environment) -> list[tuple[list[int], list[bool]]]:
             isinstance(attempts, list) and attempts and all(isinstance(t, str) for t in (prompt, *attempts))
         ):
             raise ValueError(f"{place}: `prompt` must be a text and `attempts` a list of texts, not empty")
-        if is_held_out(prompt, c.seed) if test is None else prompt in test:
-            raise ValueError(
-                f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems"
-            )
         with reading(place, "a dialogue that the tokenizer can write"):
+            if is_held_out(prompt, c.seed) if test is None else prompt in test:
+                raise ValueError(
+                    f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems"
+                )
             traces.append(imitation(env.tokenizer, prompt, attempts, env.correction_request))
     return traces

@@ -1,6 +1,7 @@
 """Making a run's parts from its settings: device, tokenizer, environment, model."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from random import Random
 
@@ -21,6 +22,7 @@ from engine.checkpoints import gpt_config, load
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora
+from engine.memory import empty_gpt
 from engine.options import require
 from engine.settings import Settings, config_from
 from model import GPT, GPTConfig
@@ -31,7 +33,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        probe = torch.zeros(1, device=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch no longer knows
+            probe = torch.zeros(1, device=name)
         probe.item()  # the device "meta" can't do this
         return probe.device
     except (RuntimeError, AssertionError):
@@ -103,8 +107,7 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
     names = [field.name for field in dataclasses.fields(Settings)]
     c = config_from(Settings, {k: v for k, v in settings.items() if k in names}, path)
     with reading(path, "a checkpoint whose weights fit its sizes"):
-        with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in GPT(gpt).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in empty_gpt(gpt).state_dict().items()}
         if shapes.keys() <= weights.keys():
             check_shapes(path, weights, shapes)
             model = GPT(gpt).to(device, getattr(torch, c.dtype))
@@ -117,6 +120,18 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
             raise ValueError(f"{path} has no weight {missing[0]}")
         model.load_state_dict(weights, strict=False)
     return model, settings
+
+
+def with_overrides(c: Settings, overrides: dict, model: GPT, path: str | Path) -> Settings:
+    """The config with another task or other data.
+
+    ValueError if the ids of its tokenizer mean something else to the model of this path.
+    """
+    c = dataclasses.replace(c, **overrides)
+    has, needs = model.config.vocab_size, make_tokenizer(c).vocab_size
+    fine = has >= needs if c.init or c.tokenizer else has == needs
+    require(fine, f"{path} has {has} tokens, task={c.task} {needs}: evaluate it on the task it has learned")
+    return c
 
 
 def check_shapes(path: str | Path, weights: dict, shapes: dict) -> None:

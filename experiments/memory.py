@@ -22,7 +22,7 @@ import train
 from engine.cli import run_script
 from engine.hf import gpt2_config
 from engine.lora import add_lora, without_lora
-from engine.memory import LOGITS_AT_ONCE
+from engine.memory import LOGITS_AT_ONCE, empty_gpt
 from engine.optim import copy_masters, make_optimizers, master_weights
 from engine.report import markdown
 from model import GPT, GPTConfig
@@ -56,12 +56,9 @@ LOGITS_COPIES = 12  # tensors of a chunk's size that exist at the same time, as 
 
 def count(config: GPTConfig, lora: int) -> tuple[int, int]:
     """Numbers of parameters: the model's own, and those of its adapters."""
-    with torch.device("meta"):
-        model = GPT(config)
-        own = sum(p.numel() for p in model.parameters())
-        adapters = (
-            sum(p.numel() for p in add_lora(model, lora).parameters() if p.requires_grad) if lora else 0
-        )
+    model = empty_gpt(config)
+    own = sum(p.numel() for p in model.parameters())
+    adapters = sum(p.numel() for p in add_lora(model, lora).parameters() if p.requires_grad) if lora else 0
     return own, adapters
 
 

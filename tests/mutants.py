@@ -1112,7 +1112,6 @@ def run(tree: Path, mutants: list[Mutant], edits: dict[str, str], results: dict,
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     torch.set_num_threads(1)  # for this process's children
-    torch.nn.init.normal_(torch.empty(1, device="meta"))  # the first time this loads modules for seconds
     needed = sorted({test for m in effective for test in m.tests})
     print(f"{len(effective)} mutants; first their tests without an edit", flush=True)
     code, failed = run_tests(tree, needed)

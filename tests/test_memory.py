@@ -10,7 +10,8 @@ import engine.run
 import train
 from engine.checkpoints import load
 from engine.hf import load_pretrained
-from engine.optim import copy_masters, master_weights
+from engine.memory import empty_gpt
+from engine.optim import Learner, master_weights
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +21,12 @@ def test_small_updates_reach_bfloat16_weights_through_their_copies(small_gpt):
     model = small_gpt().to(torch.bfloat16)
     before = [p.detach().clone() for p in model.parameters()]
     masters = master_weights(model, {})
-    optimizer = torch.optim.SGD(masters.values(), lr=1e-5)
+    learner = Learner(model, masters)
+    learner.optimizers = [torch.optim.SGD([{"params": [*masters.values()], "share": 1.0}])]
     for _ in range(300):
         for master in masters.values():
             master.grad = torch.ones_like(master)
-        optimizer.step()
-        copy_masters(model, masters)
+        learner.step(1e-5)
     for name, p, old in zip(masters, model.parameters(), before, strict=True):
         expected = old.float() - 3e-3
         assert torch.allclose(masters[name], expected, atol=1e-4)
@@ -55,6 +56,15 @@ def test_recomputing_blocks_leaves_the_gradient_alone(small_gpt):
         model(ids).logsumexp(-1).sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_model_without_numbers_has_the_same_weights_and_draws_none(small_gpt, monkeypatch):
+    """On the device "meta" `normal_` would load modules for two seconds."""
+    model = small_gpt(tie_weights=True)
+    monkeypatch.setattr(torch.Tensor, "normal_", None)
+    empty, real = empty_gpt(model.config).state_dict(), model.state_dict()
+    assert {name: p.shape for name, p in empty.items()} == {name: p.shape for name, p in real.items()}
+    assert all(p.is_meta for p in empty.values())
 
 
 MODES = [["--lora=4"], ["--dtype=bfloat16"], ["--dtype=bfloat16", "--lora=4", "--recompute=true"]]
