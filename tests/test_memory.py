@@ -1,6 +1,8 @@
 """bfloat16 with float32 copies, adapters and recomputed blocks save memory, and learning stays exact."""
 
 import contextlib
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from engine.checkpoints import load
 from engine.hf import load_pretrained
 from engine.memory import empty_gpt
 from engine.optim import Learner, master_weights
+from train import policy_loss
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +105,27 @@ def test_a_run_that_was_stopped_twice_equals_the_unbroken_one(mode, qwen, tmp_pa
     start = load_pretrained(qwen, dtype=base.embed.weight.dtype)
     assert torch.equal(logits(base, ids), logits(start, ids))
     assert (logits(after, ids) - logits(base, ids)).abs().max() > 1e-3
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_stays_flat_while_shapes_change(small_gpt):
+    """Libraries that keep something for each new shape of a product once took a gigabyte in a run."""
+    sizes = dict(dim=64, head_dim=16, ffn_dim=192)
+    model, reference = small_gpt(**sizes), small_gpt(**sizes)
+    rng = Random(0)
+    for step in range(160):
+        rows, width = rng.randint(1, 12), rng.randint(8, 60)
+        ids = torch.randint(0, model.config.vocab_size, (rows, width))
+        masks = torch.zeros(rows, 2, width, dtype=torch.bool)
+        masks[:, 0, 2 : width // 2], masks[:, 1, width // 2 :] = True, True
+        batch = {"ids": ids, "masks": masks, "advantages": torch.ones(rows, 2)}
+        policy_loss(model, reference, batch, (0.1, 0.1), 1.0, rows)[0].backward()
+        if step == 60:
+            before = resident()
+    assert resident() - before < 30 * 2**20
