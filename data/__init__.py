@@ -68,6 +68,16 @@ def load_task(name: str):
     return importlib.import_module(f"data.{name}")
 
 
+def correction_request(task) -> str:
+    """The second prompt, the same whether the first attempt was right or wrong."""
+    return getattr(task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
+
+
+def feedback_request(task) -> str:
+    """What asks the model to judge its own attempt (Self-Refine)."""
+    return getattr(task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)
+
+
 class Environment(NamedTuple):
     """What the policy talks to: a task, its texts as ids, and its training problems by number."""
 
@@ -84,13 +94,12 @@ class Environment(NamedTuple):
         """The ids x2 that ask for a second attempt. They are the same for every problem and every first
         attempt.
         """
-        text = getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
-        return self.tokenizer.user_turn(text, first=False)
+        return self.tokenizer.user_turn(correction_request(self.task), first=False)
 
     @property
     def feedback_request(self) -> list[int]:
         """The ids that ask the model to judge its own attempt (Self-Refine)."""
-        return self.tokenizer.user_turn(getattr(self.task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST), first=False)
+        return self.tokenizer.user_turn(feedback_request(self.task), first=False)
 
 
 def seeded(*key) -> int:

@@ -14,7 +14,7 @@ from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora
 from engine.options import require
-from engine.settings import Settings, config_from
+from engine.settings import EvalOptions, Settings, config_from
 from model import GPT, GPTConfig
 
 
@@ -28,6 +28,15 @@ def pick_device(name: str) -> torch.device:
         return probe.device
     except (RuntimeError, AssertionError):
         raise ValueError(f"device={name!r} is not available here: take auto, cpu, mps or cuda") from None
+
+
+def makes_base(c: Settings) -> bool:
+    """Does the run begin with a base stage? A toy does. A pretrained model does where the task draws problems
+    in words: it first learns how an attempt at them is written. A run from a .pt file has a base already.
+    """
+    task = load_task(c.task)
+    in_words = hasattr(task, "sample") and not hasattr(task, "DIGITS_PER_TOKEN")
+    return not c.init or (in_words and Path(c.init).is_dir())
 
 
 def make_environment(c: Settings, training: bool = True) -> Environment:
@@ -96,6 +105,16 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
             raise ValueError(f"{path} has no weight {missing[0]}")
         model.load_state_dict(weights, strict=False)
     return model, settings
+
+
+def overridden(c: Settings, o: EvalOptions) -> Settings:
+    """A checkpoint's settings with what the options of eval.py change in them.
+
+    A task that reads files asks for training problems, too. Nothing is trained here, so they are never read.
+    """
+    changed = {key: getattr(o, key) for key in ("task", "test_data", "max_new") if getattr(o, key)}
+    files = {"train_data": o.test_data} if o.test_data and not c.train_data else {}
+    return dataclasses.replace(c, **changed, **files)
 
 
 def check_shapes(path: str | Path, weights: dict, shapes: dict) -> None:
