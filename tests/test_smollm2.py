@@ -59,18 +59,18 @@ def theirs(folder):
 def test_ids_are_those_of_transformers_or_the_text_is_refused(folder, tokenizer):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     rng, refused = random.Random(5), 0
-    everywhere = ["".join(chr(rng.randrange(0xD800)) for _ in range(rng.randrange(30))) for _ in range(500)]
-    for text in [*texts(2000), *everywhere, "\x04", "\U00041234"]:
-        try:
-            ids = tokenizer.encode(text)
-        except ValueError as error:
-            assert "no token for" in str(error)
+    everywhere = ["".join(chr(rng.randrange(0xD800)) for _ in range(rng.randrange(30))) for _ in range(300)]
+    for text in [*texts(1000), *everywhere, "\x04", "\U00041234"]:
+        if tokenizer.missing & set(text.encode()):
+            with pytest.raises(ValueError, match="no token for"):
+                tokenizer.encode(text)
             refused += 1
             continue
+        ids = tokenizer.encode(text)
         # In a user's text the name of a special token is only text.
         wanted = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert ids == wanted and tokenizer.decode(ids) == text
-    assert 2 <= refused <= 50
+    assert 2 <= refused < 50
     assert tokenizer.missing >= {4, 6, 19, 20, 22, 29, 241, 242}
     assert not any(tokenizer.missing & set(token) for token in tokenizer.encoding.token_byte_values())
 
