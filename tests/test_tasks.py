@@ -105,7 +105,7 @@ def test_a_run_on_files_survives_a_kill_and_writes_its_report(task, qwen, tmp_pa
     """Both stages by the real scripts, with LoRA on a random model."""
     ranges = (range(700, 712), range(20, 26)) if task == "mbpp" else (range(12), range(6))
     files = write_files(tmp_path, task, *ranges)
-    preset = "--preset=mbpp" if task == "mbpp" else "--preset=gsm8k-laptop"
+    preset = "--preset=mbpp" if task == "mbpp" else "--preset=gsm8k"
     quick = [*SHORT, "--dtype=float32", "--batch=4", "--eval_n=3"]  # bfloat16 is slow on many CPUs
     words = [preset, "--lora=4", f"--init={qwen}", *files, *quick, f"--out={tmp_path}", "--name=run"]
     log = tmp_path / "run" / "metrics.jsonl"
