@@ -24,7 +24,7 @@ from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora
 from engine.memory import empty_gpt
 from engine.options import require
-from engine.settings import Settings, config_from
+from engine.settings import EvalOptions, Settings, config_from
 from model import GPT, GPTConfig
 
 
@@ -40,6 +40,15 @@ def pick_device(name: str) -> torch.device:
         return probe.device
     except (RuntimeError, AssertionError):
         raise ValueError(f"device={name!r} is not available here: take auto, cpu, mps or cuda") from None
+
+
+def makes_base(c: Settings) -> bool:
+    """Does the run begin with a base stage? A toy does. A pretrained model does where the task draws problems
+    in words: it first learns how an attempt at them is written. A run from a .pt file has a base already.
+    """
+    task = load_task(c.task)
+    in_words = hasattr(task, "sample") and not hasattr(task, "DIGITS_PER_TOKEN")
+    return not c.init or (in_words and Path(c.init).is_dir())
 
 
 def make_environment(c: Settings, training: bool = True) -> Environment:
@@ -122,12 +131,15 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
     return model, settings
 
 
-def with_overrides(c: Settings, overrides: dict, model: GPT, path: str | Path) -> Settings:
-    """The config with another task or other data.
+def overridden(c: Settings, o: EvalOptions, model: GPT, path: str | Path) -> Settings:
+    """A checkpoint's settings with what the options of eval.py change in them.
 
-    ValueError if the ids of its tokenizer mean something else to the model of this path.
+    A task that reads files asks for training problems, too. Nothing is trained here, so they are never read.
+    ValueError if the ids of the new task's tokenizer mean something else to the model of this path.
     """
-    c = dataclasses.replace(c, **overrides)
+    changed = {key: getattr(o, key) for key in ("task", "test_data", "max_new") if getattr(o, key)}
+    files = {"train_data": o.test_data} if o.test_data and not c.train_data else {}
+    c = dataclasses.replace(c, **changed, **files)
     has, needs = model.config.vocab_size, make_tokenizer(c).vocab_size
     fine = has >= needs if c.init or c.tokenizer else has == needs
     require(fine, f"{path} has {has} tokens, task={c.task} {needs}: evaluate it on the task it has learned")

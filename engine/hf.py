@@ -296,6 +296,12 @@ def load_bin(path: Path) -> dict[str, Tensor]:
     return content
 
 
+def is_pretrained(folder: str | Path) -> bool:
+    """Is it a checkpoint's folder? Its config.json names a `model_type`, which that of a run does not."""
+    path = Path(folder) / "config.json"
+    return path.is_file() and "model_type" in read_json(path)
+
+
 def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> GPT:
     """The model of a Hugging Face checkpoint folder: config.json and .safetensors or .bin files, one or
     several.

@@ -104,7 +104,7 @@ def test_a_run_on_files_survives_a_kill_and_writes_its_report(task, qwen, tmp_pa
     """Both stages by the real scripts, with LoRA on a random model."""
     ranges = (range(700, 712), range(20, 26)) if task == "mbpp" else (range(12), range(6))
     files = write_files(tmp_path, task, *ranges)
-    preset = "--preset=mbpp" if task == "mbpp" else "--preset=gsm8k-laptop"
+    preset = "--preset=mbpp" if task == "mbpp" else "--preset=gsm8k"
     # bfloat16 is slow on many CPUs
     quick = [*SHORT, "--dtype=float32", "--batch=4", "--eval_n=3", "--report=false"]
     words = [preset, "--lora=4", f"--init={qwen}", *files, *quick, f"--out={tmp_path}", "--name=run"]
@@ -181,6 +181,29 @@ def test_what_eval_offers_for_tasks_from_files(evaluate, tmp_path):
         evaluate("--problem=1+1")
     with pytest.raises(ValueError, match="--n is for one checkpoint"):
         evaluate("--n=2", path="run")
+
+
+def test_eval_takes_the_folder_of_a_checkpoint_as_it_stands(qwen, tmp_path, monkeypatch, capsys):
+    write_files(tmp_path, "gsm8k", range(3), range(5))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["eval.py", str(qwen), "--device=cpu", "--max_new=5", *words])
+        evaluation.main()
+        return capsys.readouterr().out
+
+    saved = tmp_path / "saved.jsonl"
+    metrics = json.loads(call("--task=gsm8k", f"--test_data={tmp_path}/test", f"--save={saved}", "--json"))
+    assert metrics["n"] == 5
+    tokenizer, row = read_tokenizer(qwen), json.loads(saved.read_text(encoding="utf-8").splitlines()[0])
+    ids, model = tokenizer.user_turn(row["prompt"]), load_pretrained(qwen)
+    with torch.no_grad():
+        for _ in range(5):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert row["attempts"][0] == tokenizer.decode(ids[-5:])
+    prompt = "Tom has 37 pens, gets 6, loses 8. How many now?"
+    assert prompt in call("--task=words", f"--problem={prompt}")
+    with pytest.raises(ValueError, match="task=gsm8k needs"):
+        call("--task=gsm8k")
 
 
 @pytest.mark.parametrize("attempt", ["#### 1", ""], ids=["right, though it was cut off", "empty"])
