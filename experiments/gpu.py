@@ -231,6 +231,7 @@ def main() -> int:
     if args.part:
         make_part(args.part, folder, device, args.rehearse)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the part is killed, too
     os.environ["HF_HUB_OFFLINE"] = "1"
     end, target = time.time() + 60 * args.minutes, folder if args.rehearse else bench.RESULTS
     versions = f"transformers {version('transformers')}, Python {platform.python_version()}"
@@ -238,7 +239,7 @@ def main() -> int:
     for name, (title, _, _) in PARTS.items():
         waiting = [n for n in PARTS if not (folder / f"{n}.json").exists()]
         left = (end - time.time()) / 60
-        if name in waiting and left > 0:
+        if name in waiting and left > 1:
             eta = sum(PARTS[n][2] for n in waiting[waiting.index(name) :])
             limit = min(LIMIT, left)
             print(f"{title}: at most {limit:.1f} minutes; ETA of all that is left: {eta}", flush=True)
