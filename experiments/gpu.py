@@ -61,7 +61,7 @@ def sized(cases: list[dict], small: bool, **less) -> list[dict]:
 
 def device_tests(folder: Path, device: torch.device, small: bool) -> str:
     """A test that fails ends the part, and the log tells why."""
-    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-v", "-rs"]
+    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-v", "-rs", "-m", "not slow"]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"TEST_DEVICE": device.type}, check=True)
     return "No test of `tests/test_gpu.py` failed."
 
@@ -96,9 +96,10 @@ def sampling(folder: Path, device: torch.device, small: bool) -> str:
     cases += [qwen | HALF | dict(batch=16), qwen | HALF | dict(batch=128, ragged=True)]
     cases = sized(cases, small, batch=4, prompt=6, new=4, runs=1)
     table = bench.sampling_table([bench.bench_sampling(limit, device, **case) for case in cases])
-    limit = "the time for the FLOPs or for the bytes that must be read (weights, keys, values)"
-    about = f"Two turns. The limit is {limit}, whichever is longer; but for the prompts it is the bytes."
-    return f"{about} {peaks}\n\n{table}"
+    return f"""Two turns. The limit is the longer of two times: for the FLOPs, and for the bytes that must be
+read (weights, keys, values). Except for prompts it is that of the bytes. {peaks}
+
+{table}"""
 
 
 def update(folder: Path, device: torch.device, small: bool) -> str:
