@@ -97,7 +97,7 @@ def sampling(folder: Path, device: torch.device, small: bool) -> str:
     cases = sized(cases, small, batch=4, prompt=6, new=4, runs=1)
     table = bench.sampling_table([bench.bench_sampling(limit, device, **case) for case in cases])
     return f"""Two turns. The limit is the longer of two times: for the FLOPs, and for the bytes that must be
-read (weights, keys, values). Except for prompts it is that of the bytes. {peaks}
+read (weights, keys, values). With few rows it is that of the bytes. {peaks}
 
 {table}"""
 
@@ -136,7 +136,7 @@ def memory_of(name: str, device: torch.device, small: bool) -> str:
         one_update()  # makes the optimizer's state
         lines.append([mode])
         for part, call in (("update", one_update), ("cache", lambda m=model: bench.ours(m, prompts, 2, new))):
-            if device.type == "cuda":  # a process has only one peak, so a CPU's figures say nothing
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             seconds, expected = bench.seconds_of(call, device), resident + formula[part]
@@ -147,6 +147,8 @@ def memory_of(name: str, device: torch.device, small: bool) -> str:
         del model, one_update, call
     head = [f"{part}: {x}" for part in ("update", "sampling") for x in ("formula", "measured", "ratio", "s")]
     sizes = f"An update of {rows} x {tokens} tokens; sampling of {sampled} rows with 2 x {new} new tokens."
+    if device.type == "cpu":
+        sizes += " Measured is the whole process, which means nothing: only CUDA counts the tensors."
     return f"GiB and seconds. {sizes}\n\n{markdown(['mode', *head], lines)}"
 
 
