@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_rollout import MANY, end_often
+from torch.utils import backend_registration
 
 import rollout
 from engine import decode
@@ -173,6 +174,10 @@ def test_a_killed_run_goes_on(tmp_path):
     assert (tmp_path / "default" / "stage2.pt").exists()
 
 
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch can't register a device in Python",
+)
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU for this")
 def test_on_a_fake_gpu():
