@@ -12,7 +12,7 @@ from scripts import finish, script, start
 
 import eval as evaluation
 import train
-from data import load_task, train_problems
+from data import load_task, train_problems, wrong_attempts
 from data.gsm8k import CORRECTION_REQUEST
 from engine.build import held_out_of
 from engine.hf import load_pretrained
@@ -211,7 +211,7 @@ def test_an_attempt_that_is_not_wrong_as_it_stands_is_not_repaired(attempt, tmp_
     path = tmp_path / "wrong.jsonl"
     write_rows(path, [{"prompt": "x", "answer": "1", "attempts": [attempt, ""], "right": [False, False]}])
     with pytest.raises(ValueError, match="nothing to repair"):
-        evaluation.wrong_attempts(path, load_task("gsm8k"))
+        wrong_attempts(path, load_task("gsm8k"))
 
 
 def test_a_given_first_attempt_stands_in_the_place_of_turn_1(qwen, tmp_path):
