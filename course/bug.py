@@ -52,8 +52,8 @@ def plant(name: str, tree: Path) -> None:
     path.write_text(edited(m, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def run_variants() -> dict[str, list[dict]]:
-    """The learning curve of each variant and of the healthy runs, all from the same base."""
+def run_variants() -> None:
+    """Writes the learning curve of each variant and of the healthy runs, all from the same base."""
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
@@ -67,8 +67,8 @@ def run_variants() -> dict[str, list[dict]]:
                 plant(name, copy)
             run(copy, [*arguments("score"), f"--seed={HEALTHY.get(name, 0)}"])
             curves[name] = curve(copy / "out" / "score", width=5)
+            CURVES.write_text(as_text(curves), encoding="utf-8")
             shutil.rmtree(copy)
-    return curves
 
 
 def run(tree: Path, command: list[str]) -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     o = parser.parse_args()
     try:
         if o.run:
-            CURVES.write_text(as_text(run_variants()), encoding="utf-8")
+            run_variants()
         elif o.student and o.to:
             make_hunt(o.student, o.to)
             print(f"{o.to} is ready: read {o.to / 'TASK.md'}, then look at {o.to / 'curves.png'}")

@@ -4,9 +4,9 @@
     python course/grade.py A5 ../score-A5                       with the student's own tests in my_tests.py
     python course/grade.py A6 ../score-A6 --student=ID          the tree of bug.py, mended
 
-Of a student's files only the functions to write are taken. Each is put into a fresh copy of this project, and
-the project's own tests run on it in a process of their own. After SECONDS that process and its children are
-killed. This keeps accidents away from you, but it is no sandbox: a function can read your files and could
+Of a student's files only the functions to write are taken, with helpers that are new. Each is put into a fresh
+copy of this project, and the project's own tests run on it in a process of their own. After SECONDS that
+process and its children are killed. This keeps accidents away from you, but it is no sandbox: a function can read your files and could
 forge its points. So look at what you grade, and grade where there are no secrets.
 """
 
@@ -30,6 +30,7 @@ from bug import variant_of
 from make import copy_project, function
 
 SECONDS = 60  # for the tests of one function
+FINISHED = 100  # pytest's exit code is added to it: who ends Python from within a test has another code
 MEMORY = 8 * 2**30  # bytes, where the system can limit them
 # Where processes can be forked safely, the tests start with torch in memory: that saves seconds each.
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -86,19 +87,37 @@ def read(path: Path) -> str:
 
 
 def spliced(real: str, students: str, name: str) -> str:
-    """The real source with the student's version of one function. ValueError if that can't be done."""
+    """The real source with the student's version of one function. ValueError if that can't be done.
+
+    Helpers come along: functions, imports and constants at the top level that the real file does not have.
+    """
     try:
         theirs, ours = function(students, name), function(real, name)
+        module = ast.parse(real)
+        known = {word for node in module.body for word in names_of(node)}
+        helpers = [node for node in ast.parse(students).body if names_of(node) - known]
+        # Printed anew from the syntax tree, so that it fits whatever the student's indentation is.
+        text = ast.unparse(theirs).replace("\n", "\n" + " " * ours.col_offset)
+        lines = real.splitlines(keepends=True)
+        begin = min(node.lineno for node in (ours, *ours.decorator_list)) - 1
+        text = "".join([*lines[:begin], " " * ours.col_offset, text, "\n", *lines[ours.end_lineno :]])
+        source = "\n".join([text, *map(ast.unparse, helpers)])
+        ast.parse(source)
     except (SyntaxError, RecursionError, MemoryError) as error:
-        line = f" in line {error.lineno}" if getattr(error, "lineno", None) else ""
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise ValueError(f"Python can't read it{line}: {getattr(error, 'msg', 'too deeply nested')}") from None
-    lines = real.splitlines(keepends=True)
-    begin = min([node.lineno for node in (ours, *ours.decorator_list)]) - 1
-    # Printed anew from the syntax tree, so that it fits whatever the student's indentation is.
-    text = ast.unparse(theirs).replace("\n", "\n" + " " * ours.col_offset)
-    source = "".join([*lines[:begin], " " * ours.col_offset, text, "\n", *lines[ours.end_lineno :]])
-    ast.parse(source)
     return source
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """The names that a function, an import or a constant at the top level brings."""
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return set()
 
 
 # ---------------------------------------------------------------------------------- tests
@@ -123,7 +142,7 @@ def run_tests(tree: Path, tests: list[str]) -> dict[str, str]:
             results[found["test"]] = results.get(found["test"]) or found["reason"]
     if ended is None:
         results[""] = f"it did not come to an end within {SECONDS} seconds"
-    elif ended not in (0, 1):
+    elif ended < FINISHED:
         results[""] = "it ended Python itself, or took too much memory"
     return results
 
@@ -149,7 +168,7 @@ def child(tree: Path, tests: list[str], log: Path) -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:unraisableexception", f"--rootdir={tree}"]
     files = [f"tests/{test}" for test in dict.fromkeys(tests)]
-    os._exit(int(pytest.main([*options, *files], plugins=[Recorder(log)])))
+    os._exit(FINISHED + int(pytest.main([*options, *files], plugins=[Recorder(log)])))
 
 
 def forget_the_project() -> None:

@@ -98,10 +98,10 @@ HOSTILE = {
     "not come to an end": f"{RETURNS}    while True: pass",
     "ended Python itself": f"{RETURNS}    import os; os._exit(0)",
     "SystemExit": f"{RETURNS}    raise SystemExit",
-    "AssertionError": f"{RETURNS}    return rewards.mul_(2)",
+    "assert [0.0": f"{RETURNS}    return rewards.mul_(2)",
     "there is no function turn_returns": "def turn_return(rewards, gamma):\n    return rewards",
     "Python can't read it in line 2": f"{RETURNS}    return rewards +",
-    "too deeply nested": f"{RETURNS}    return {'(' * 150}{')' * 150}",
+    "too deeply nested": f"{RETURNS}    return {'+'.join('1' * 5000)}",
     "not UTF-8": b"\xff\xfe\x00",
     "not there": None,
 }
