@@ -149,7 +149,7 @@ def as_text(curves: dict[str, list[dict]]) -> str:
     parts = []
     for name, points in curves.items():
         lines = ",\n".join(f"  {json.dumps(point)}" for point in points)
-        parts.append(f'{json.dumps(name)}: [\n{lines}\n ]')
+        parts.append(f"{json.dumps(name)}: [\n{lines}\n ]")
     return "{\n " + ",\n ".join(parts) + "\n}\n"
 
 

@@ -1,7 +1,7 @@
 """Puts the measured figures into the handouts: what stands between `<!-- figures -->` and `<!-- end -->`.
 
-    python course/fill.py            from course/results.json
-    python course/fill.py --run      trains all runs of the course first: two minutes on an idle machine
+python course/fill.py            from course/results.json
+python course/fill.py --run      trains all runs of the course first: two minutes on an idle machine
 """
 
 import json
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-from assignments import ASSIGNMENTS
+from assignments import ASSIGNMENTS, MENDED_POINTS
 from make import copy_project
 from runs import RUNS, arguments, command, curve
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
-BLOCK = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 TITLES = {
     "base": "the base, which all runs start from",
     "score": "SCoRe: Stage I, then Stage II",
@@ -40,12 +40,11 @@ def run_all() -> dict:
         tree = Path(folder) / "tree"
         copy_project(tree)
         for name in RUNS:
-            before = os.times()
+            before = sum(os.times()[2:4])
             subprocess.run(arguments(name), cwd=tree, check=True, stdout=subprocess.DEVNULL)
-            after = os.times()
-            spent = after.children_user + after.children_system - before.children_user - before.children_system
-            results[name] = {"seconds": round(spent), "curve": curve(tree / "out" / name)}
-            print(name, results[name]["seconds"], "s", flush=True)
+            spent = round(sum(os.times()[2:4]) - before)  # of processor time: of children, user and system
+            results[name] = {"seconds": spent, "curve": curve(tree / "out" / name)}
+            print(f"{name}: {spent} s", flush=True)
     return results
 
 
@@ -82,8 +81,6 @@ def time_table(results: dict) -> str:
 def points_table() -> str:
     lines = ["| | title | functions to write | code | own tests, mended bug | answers | points |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    from grade import MENDED_POINTS
-
     total = 0
     for name, a in ASSIGNMENTS.items():
         code = sum(check.points for check in a.checks)
@@ -106,7 +103,7 @@ def filled(text: str, makers: list[Callable[[], str]]) -> str:
     if len(BLOCK.findall(text)) != len(makers):
         raise ValueError(f"{len(makers)} blocks between <!-- figures --> and <!-- end --> were expected")
     values = iter(makers)
-    return BLOCK.sub(lambda _: f"{next(values)()}\n", text)
+    return BLOCK.sub(lambda block: f"{block[1]}{next(values)()}\n{block[2]}", text)
 
 
 def main() -> None:

@@ -4,10 +4,10 @@
     python course/grade.py A5 ../score-A5                       with the student's own tests in my_tests.py
     python course/grade.py A6 ../score-A6 --student=ID          the tree of bug.py, mended
 
-Of a student's files only the functions to write are taken, with helpers that are new. Each is put into a fresh
-copy of this project, and the project's own tests run on it in a process of their own. After SECONDS that
-process and its children are killed. This keeps accidents away from you, but it is no sandbox: a function can read your files and could
-forge its points. So look at what you grade, and grade where there are no secrets.
+Of a student's files only the functions to write are taken, with helpers that are new. Each is put into a
+fresh copy of this project, and the project's own tests run on it in a process of their own. After SECONDS
+that process and its children are killed. This keeps accidents away from you, but it is no sandbox: a function
+can read your files and could forge its points. So look at what you grade, and grade where no secrets are.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -65,15 +64,16 @@ def grade_hole(name: str, hole: str, folder: Path, tree: Path) -> list[dict]:
     try:
         source = spliced(real, read(folder / file), function_name)
     except ValueError as error:
-        return [row(f"{function_name}: {check.what}", 0, check.points, f"{file}: {error}") for check in checks]
-    path.write_text(source, encoding="utf-8")
-    results = run_tests(tree, [test for check in checks for test in check.tests])
-    path.write_text(real, encoding="utf-8")
-    rows = []
-    for check in checks:
-        reason = next(filter(None, (why_not(test, results) for test in check.tests)), "")
-        rows.append(row(f"{function_name}: {check.what}", 0 if reason else check.points, check.points, reason))
-    return rows
+        reasons = [f"{file}: {error}"] * len(checks)
+    else:
+        path.write_text(source, encoding="utf-8")
+        results = run_tests(tree, [test for check in checks for test in check.tests])
+        path.write_text(real, encoding="utf-8")
+        reasons = [next(filter(None, (why_not(test, results) for test in c.tests)), "") for c in checks]
+    return [
+        row(f"{function_name}: {check.what}", 0 if reason else check.points, check.points, reason)
+        for check, reason in zip(checks, reasons, strict=True)
+    ]
 
 
 def read(path: Path) -> str:
@@ -104,8 +104,10 @@ def spliced(real: str, students: str, name: str) -> str:
         source = "\n".join([text, *map(ast.unparse, helpers)])
         ast.parse(source)
     except (SyntaxError, RecursionError, MemoryError) as error:
-        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ValueError(f"Python can't read it{line}: {getattr(error, 'msg', 'too deeply nested')}") from None
+        where, why = "", "too deeply nested"
+        if isinstance(error, SyntaxError):
+            where, why = f" in line {error.lineno}", error.msg
+        raise ValueError(f"Python can't read it{where}: {why}") from None
     return source
 
 
@@ -123,14 +125,14 @@ def names_of(node: ast.stmt) -> set[str]:
 # ---------------------------------------------------------------------------------- tests
 
 
-def run_tests(tree: Path, tests: list[str]) -> dict[str, str]:
+def run_tests(tree: Path, tests: list[str], *options: str) -> dict[str, str]:
     """What became of each test that ran: "" if it passed, else one line that says why not.
 
     The key "" has a line on the whole process, if that did not come to its end.
     """
     log = tree.with_name("results.jsonl")
     log.write_text("", encoding="utf-8")
-    process = PROCESSES.Process(target=child, args=(tree, tests, log))
+    process = PROCESSES.Process(target=child, args=(tree, tests, options, log))
     process.start()
     process.join(SECONDS)
     ended = process.exitcode
@@ -147,7 +149,7 @@ def run_tests(tree: Path, tests: list[str]) -> dict[str, str]:
     return results
 
 
-def child(tree: Path, tests: list[str], log: Path) -> None:
+def child(tree: Path, tests: list[str], more: tuple[str, ...], log: Path) -> None:
     """Runs pytest in a process of its own, cut off from the terminal."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that the children of a solution can be killed with it
@@ -155,20 +157,20 @@ def child(tree: Path, tests: list[str], log: Path) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    null = os.open(os.devnull, os.O_RDWR)
+    null = open(os.devnull, "r+", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     for stream in range(3):
-        os.dup2(null, stream)
+        os.dup2(null.fileno(), stream)
     os.chdir(tree)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    sys.stdin, sys.stdout, sys.stderr = (open(os.devnull, mode, encoding="utf-8") for mode in "rww")
+    sys.stdin = sys.stdout = sys.stderr = null
     sys.dont_write_bytecode = True
     forget_the_project()
     sys.path.insert(0, str(tree))
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:unraisableexception", f"--rootdir={tree}"]
     files = [f"tests/{test}" for test in dict.fromkeys(tests)]
-    os._exit(FINISHED + int(pytest.main([*options, *files], plugins=[Recorder(log)])))
+    os._exit(FINISHED + int(pytest.main([*options, *more, *files], plugins=[Recorder(log)])))
 
 
 def forget_the_project() -> None:
@@ -186,7 +188,7 @@ class Recorder:
     """A plugin of pytest that writes down each test's outcome at once, so that a kill loses the rest only."""
 
     def __init__(self, log: Path):
-        self.log = open(log, "a", encoding="utf-8")
+        self.log = log
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.when == "call" or not report.passed:
@@ -199,8 +201,8 @@ class Recorder:
     def write(self, test: str, report) -> None:
         reason = "" if report.passed else one_line(report)
         line = json.dumps({"test": test.removeprefix("tests/"), "reason": reason})
-        self.log.write(f"{line}\n")
-        self.log.flush()
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 def one_line(report) -> str:
@@ -212,7 +214,7 @@ def one_line(report) -> str:
 
 
 def why_not(test: str, results: dict[str, str]) -> str:
-    """"" if all cases of the test passed, else why not."""
+    """An empty text if all cases of the test passed, else why not."""
     cases = {k: v for k, v in results.items() if k == test or k.startswith(f"{test}[")}
     failed = next(filter(None, cases.values()), "")
     if not failed and results.get(""):  # the process was lost, maybe amid this test's cases
@@ -246,7 +248,7 @@ def grade_own_tests(folder: Path, tree: Path) -> list[dict]:
         (tree / "tests" / "test_mine.py").write_text(read(folder / "my_tests.py"), encoding="utf-8")
         for file in {edit(bug).file for bug in bugs}:
             rewrite(tree / file)
-        error = complaint(run_tests(tree, ["test_mine.py"]))
+        error = complaint(run_tests(tree, ["test_mine.py"], "-x"))
     except ValueError as problem:
         error = str(problem)
     rows = []
@@ -259,7 +261,7 @@ def grade_own_tests(folder: Path, tree: Path) -> list[dict]:
         path, real = tree / m.file, (tree / m.file).read_text(encoding="utf-8")
         path.write_text(edited(m, original(m.file)), encoding="utf-8")
         rewrite(path)
-        caught = bool(complaint(run_tests(tree, ["test_mine.py"])))
+        caught = bool(complaint(run_tests(tree, ["test_mine.py"], "-x")))
         path.write_text(real, encoding="utf-8")
         reason = "" if caught else "all of your tests pass on code with this bug"
         rows.append(row(what, BUG_POINTS * caught, BUG_POINTS, reason))
@@ -290,7 +292,7 @@ def grade_mended(folder: Path, tree: Path, student: str) -> list[dict]:
     m = edit(variant_of(student))
     try:
         (tree / m.file).write_text(read(folder / m.file), encoding="utf-8")
-        results = run_tests(tree, [test.removeprefix("tests/") for test in m.tests])
+        results = run_tests(tree, [test.removeprefix("tests/") for test in m.tests], "-x")
         reason = complaint(results) if results else "no test ran"
     except ValueError as error:
         reason = f"{m.file}: {error}"
