@@ -70,7 +70,7 @@ ASSIGNMENTS = {
                "mask-without-last-token": 2},
     ),
     "A2": Assignment(
-        "Rewards",
+        "Rewards decide behaviour",
         [
             Check(2, REWARDS, "the four cases in Stage I, Stage II and plain RL",
                   ("test_rewards.py::test_rewards_of_each_stage",)),

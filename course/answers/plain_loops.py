@@ -10,10 +10,11 @@ import torch
 
 def sample_token(logits, temperature, uniform):
     tokens, log_probs = [], []
-    for row in range(len(logits)):
-        scale = 1.0 if temperature == 0 else temperature
-        weights = [math.exp((x - max(logits[row].tolist())) / scale) for x in logits[row].tolist()]
-        probs = [weight / sum(weights) for weight in weights]
+    for row, scores in enumerate(logits.tolist()):
+        scale, largest = (1.0 if temperature == 0 else temperature), max(scores)
+        weights = [math.exp((x - largest) / scale) for x in scores]
+        total = sum(weights)
+        probs = [weight / total for weight in weights]
         if temperature == 0:
             token = probs.index(max(probs))
         else:
