@@ -24,26 +24,16 @@ from runs import COLUMNS, arguments, curve
 
 HERE = Path(__file__).resolve().parent
 CURVES = HERE / "curves.json"
-VARIANTS = {  # names of edits -> what tells them
-    "joint-return": "curve",
-    "stage1-betas-swapped": "curve",
-    "stage2-from-the-base": "curve",
-    "policy-as-reference": "curve",
-    "reference-samples": "curve",
-    "grouped-by-own-outcome": "curve",
-    "stage1-rewards-turn-1": "curve",
-    "mask-with-prompt-token": "curve",
-    "constant-rate": "test",
-    "no-bonus": "test",
-    "baseline-includes-itself": "test",
-    "kl-score-term-dropped": "test",
-}
+VARIANTS = (  # names of edits; the answers say what shows each
+    "joint-return", "stage1-betas-swapped", "stage2-from-the-base", "policy-as-reference",
+    "reference-samples", "grouped-by-own-outcome", "stage1-rewards-turn-1", "mask-with-prompt-token",
+    "no-bonus", "constant-rate", "baseline-includes-itself", "kl-score-term-dropped",
+)  # fmt: skip
 HEALTHY = {"healthy 1": 0, "healthy 2": 1, "healthy 3": 2}  # name -> seed
 
 
 def variant_of(student: str) -> str:
-    names = list(VARIANTS)
-    return names[int(hashlib.sha256(student.encode()).hexdigest(), 16) % len(names)]
+    return VARIANTS[int(hashlib.sha256(student.encode()).hexdigest(), 16) % len(VARIANTS)]
 
 
 def plant(name: str, tree: Path) -> None:

@@ -1,7 +1,9 @@
-"""Puts the measured figures into the handouts: what stands between `<!-- figures -->` and `<!-- end -->`.
+"""Puts the measured figures into the handouts.
 
-python course/fill.py            from course/results.json
-python course/fill.py --run      trains all runs of the course first: two minutes on an idle machine
+    python course/fill.py            from course/results.json
+    python course/fill.py --run      trains all runs of the course first: two minutes on an idle machine
+
+They go between the comments `figures` and `end` of each page.
 """
 
 import json

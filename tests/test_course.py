@@ -15,7 +15,7 @@ sys.path.append(str(ROOT / "course"))
 import bug  # noqa: E402
 import fill  # noqa: E402
 import grade  # noqa: E402
-import notebook  # noqa: E402
+import run_notebook  # noqa: E402
 from assignments import ASSIGNMENTS, edit, edited  # noqa: E402
 from make import copy_project, cut, functions  # noqa: E402
 from runs import RUNS  # noqa: E402
@@ -213,6 +213,9 @@ def test_curves_show_what_they_should():
     assert end("stage1-betas-swapped", "stage1", "kl_t1") > 3 * end("healthy 1", "stage1", "kl_t1")
     assert end("reference-samples", "stage1", "acc_t2") < 65
     assert end("stage1-rewards-turn-1", "stage1", "acc_t1") > 60
+    assert end("no-bonus", "stage2", "acc_t2") < 85
+    assert end("grouped-by-own-outcome", "stage1", "grad_norm") == 0
+    assert next(p for p in curves["stage2-from-the-base"] if p["stage"] == "stage2")["acc_t2"] < 65
 
 
 # ---------------------------------------------------------------------------------- figures and scripts
@@ -264,9 +267,9 @@ def test_from_make_to_grade(tmp_path):
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_keeps_its_pictures():
-    kept = json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8"))
-    assert notebook.NOTEBOOK.stat().st_size < 400_000
-    made = notebook.run(json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8")))
+    kept = json.loads(run_notebook.NOTEBOOK.read_text(encoding="utf-8"))
+    assert run_notebook.NOTEBOOK.stat().st_size < 400_000
+    made = run_notebook.run(json.loads(run_notebook.NOTEBOOK.read_text(encoding="utf-8")))
 
     def pictures(cells: list[dict]) -> list[int]:
         return [str(cell.get("outputs")).count("image/png") for cell in cells]

@@ -1,6 +1,8 @@
 """Runs the cells of walkthrough.ipynb without Jupyter and keeps what they print and draw.
 
-python course/notebook.py            in place; or: jupyter nbconvert --execute --inplace on the file
+    python course/run_notebook.py
+
+With Jupyter, `jupyter nbconvert --execute --inplace course/walkthrough.ipynb` does the same.
 """
 
 import base64
