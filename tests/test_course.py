@@ -239,7 +239,7 @@ def test_every_handout_names_its_points_and_functions():
         assert all(f"`{hole.partition(':')[2]}`" in text for hole in a.holes)
         given = [int(n) for n in re.findall(r"^\d\. \((\d+) points\)", text, re.MULTILINE)]
         assert sum(given) == a.written
-        commands = re.findall(r"python train\.py (.+?)(?:  #.*)?$", text, re.MULTILINE)
+        commands = re.findall(r"python train\.py (.+?)(?: +#.*)?$", text, re.MULTILINE)
         assert set(commands) <= set(RUNS.values()) and (commands or name == "A5")
 
 
