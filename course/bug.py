@@ -104,7 +104,7 @@ def draw(curves: dict[str, list[dict]], path: Path) -> None:
         stage1 = sum(point["stage"] == "stage1" for point in points)
         axis.axvline(5 * stage1, color="0.8", ls=":")  # Stage II begins
         if column == "grad_norm":
-            axis.set_yscale("log")
+            axis.set_yscale("symlog")
         elif column.startswith("kl"):
             axis.set_ylim(bottom=-0.05)
         else:
