@@ -2,8 +2,8 @@
 
     python course/make.py A3 --to=../score-A3
 
-Signatures and docstrings stay, and each body raises NotImplementedError. All else is real, so mistakes in earlier
-assignments do no harm. The holes are found by name: see assignments.py.
+Signatures and docstrings stay, and each body raises NotImplementedError. All else is real, so mistakes in
+earlier assignments do no harm. The holes are found by name: see assignments.py.
 """
 
 import argparse
