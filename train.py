@@ -206,7 +206,7 @@ def policy_loss(
     ids, masks = batch["ids"], batch["masks"]
     is_sampled = masks.any(1)  # [B, T], N of them
     log_probs, kl, entropy = token_scores(model, reference, ids, is_sampled, temperature)  # [N] each
-    kl_at = torch.zeros(ids.shape, device=ids.device).masked_scatter(is_sampled, kl.detach())  # [B, T]
+    kl_at = kl.new_zeros(ids.shape).masked_scatter(is_sampled, kl.detach())  # [B, T]
     credit = token_credit(batch["advantages"], kl_at, masks, betas)[is_sampled]  # [N]
     beta = (torch.tensor(betas, device=ids.device)[:, None] * masks).sum(1)[is_sampled]  # [N]
     loss = (beta * kl - credit * log_probs).sum() / rows

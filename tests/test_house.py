@@ -37,7 +37,7 @@ def sources() -> list[Path]:
     tops = [ROOT / f"{name}.py" for name in SCRIPTS]
     return tops + [
         path
-        for folder in ("data", "engine", "experiments", "tests")
+        for folder in ("data", "engine", "experiments", "course", "tests")
         for path in (ROOT / folder).rglob("*.py")
     ]
 
