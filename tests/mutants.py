@@ -663,8 +663,8 @@ mutant(
     "[row[0] != row[1] for row in texts]", '[row[0] != row[1] + " " for row in texts]', EVAL,
 )
 mutant(
-    "another-seeds-split", "evaluation is on another seed's split: most of it was trained on", "eval.py",
-    "c.size, c.seed, n, c.test_data)", "c.size, c.seed + 1, n, c.test_data)", EVAL,
+    "another-seeds-split", "evaluation is on another seed's split: most of it was trained on",
+    "engine/build.py", "c.size, c.seed, n, c.test_data)", "c.size, c.seed + 1, n, c.test_data)", EVAL,
 )
 mutant(
     "sampled-called-greedy", "what the report calls greedy is sampled", "eval.py",
@@ -891,8 +891,32 @@ mutant(
 )
 mutant(
     "weight-decay", "weights shrink without a gradient", OPTIM,
-    "momentum=0.95, weight_decay=0.0)", "momentum=0.95, weight_decay=0.1)",
+    "weight_decay=0.0, fused=fused)", "weight_decay=0.1, fused=fused)",
     wiring("without_a_gradient_no_weight_moves"),
+)
+mutant(
+    "muon-momentum", "Muon hardly remembers earlier gradients", OPTIM,
+    "momentum.lerp_(p.grad, 1 - MOMENTUM)", "momentum.lerp_(p.grad, 0.5)", "tests/test_optim.py",
+)
+mutant(
+    "muon-no-look-ahead", "Muon without Nesterov's look ahead", OPTIM,
+    "p.grad.lerp(momentum, MOMENTUM)", "momentum", "tests/test_optim.py",
+)
+mutant(
+    "muon-tall", "Muon's steps do not grow with a matrix that is taller than wide", OPTIM,
+    "max(1.0, p.shape[0] / p.shape[1]) ** 0.5", "1.0", "tests/test_optim.py",
+)
+mutant(
+    "muon-few-steps", "the directions of Muon have unequal lengths", OPTIM,
+    "for _ in range(5):", "for _ in range(3):", "tests/test_optim.py",
+)
+mutant(
+    "threads-slowest", "the slowest number of threads is taken", "engine/threads.py",
+    "if pace < best_pace:", "if best_pace and pace > best_pace:", "tests/test_threads.py",
+)
+mutant(
+    "chat-marks-nothing-wrong", "an attempt that was cut off is judged by what it says", "engine/chat.py",
+    "if was_cut_off:", "if False:", "tests/test_chat.py",
 )
 mutant(
     "masters-not-copied", "a bfloat16 model never learns", OPTIM,
