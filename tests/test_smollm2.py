@@ -59,8 +59,8 @@ def theirs(folder):
 def test_ids_are_those_of_transformers_or_the_text_is_refused(folder, tokenizer):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     rng, refused = random.Random(5), 0
-    everywhere = ["".join(chr(rng.randrange(0xD800)) for _ in range(rng.randrange(30))) for _ in range(300)]
-    for text in [*texts(1000), *everywhere, "\x04", "\U00041234"]:
+    everywhere = ["".join(chr(rng.randrange(0xD800)) for _ in range(rng.randrange(30))) for _ in range(200)]
+    for text in [*texts(600), *everywhere, "\x04", "\U00041234"]:
         if tokenizer.missing & set(text.encode()):
             with pytest.raises(ValueError, match="no token for"):
                 tokenizer.encode(text)
@@ -88,12 +88,12 @@ def test_dialogues_are_marked_up_as_the_models_own_template_does_it(folder, toke
 
 
 def test_logits_are_those_of_transformers(folder, tokenizer, ours, theirs):
-    ids = torch.tensor([tokenizer.user_turn(text * 3)[:30] for text in (PROMPTS[0], PROMPTS[2])])
+    ids = torch.tensor([tokenizer.user_turn(text * 3)[:20] for text in (PROMPTS[0], PROMPTS[2])])
     wanted = logits(theirs, ids)
     assert (logits(ours, ids) - wanted).abs().max() < 1e-3 < 10 < wanted.abs().max()
-    cache = KVCache(ours.config, 2, 30)
+    cache = KVCache(ours.config, 2, 20)
     parts = []
-    for part in ids.split((17, 1, 12), dim=1):
+    for part in ids.split((11, 1, 8), dim=1):
         parts.append(ours(part, cache))
         cache.advance(part.shape[1], cache.longest + part.shape[1])
     assert (torch.cat(parts, 1) - wanted).abs().max() < 1e-3
@@ -106,10 +106,10 @@ def test_logits_are_those_of_transformers(folder, tokenizer, ours, theirs):
 def test_greedy_dialogues_of_two_turns_are_those_of_transformers(tokenizer, ours, theirs):
     prompts = [tokenizer.user_turn(text) for text in PROMPTS]
     request = tokenizer.user_turn("Are you sure?", first=False)
-    rollout = sample_dialogues(ours, tokenizer, prompts, [request], 12, 0.0)
+    rollout = sample_dialogues(ours, tokenizer, prompts, [request], 8, 0.0)
     assert "Paris" in rollout.texts[0][0]
     end = tokenizer.end_id
-    greedy = dict(max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=end)
+    greedy = dict(max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=end)
     for b, ids in enumerate(prompts):
         for turn in range(2):
             ids = theirs.generate(torch.tensor([ids]), **greedy)[0].tolist()
