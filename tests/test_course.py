@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a student's quick tests are of the algorithm, not of the kit
+
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "course"))
 import bug  # noqa: E402
@@ -21,8 +23,8 @@ from make import copy_project, cut, functions  # noqa: E402
 from runs import RUNS  # noqa: E402
 
 HOLES = [(name, hole) for name, a in ASSIGNMENTS.items() for hole in a.holes]
-WRONG = [  # those of the loss take a second or two each
-    pytest.param(name, wrong, lost, id=f"{name}-{wrong}", marks=[pytest.mark.slow] * (name in ("A3", "A4")))
+WRONG = [
+    pytest.param(name, wrong, lost, id=f"{name}-{wrong}")
     for name, a in ASSIGNMENTS.items()
     for wrong, lost in a.wrong.items()
 ]
@@ -157,13 +159,7 @@ def test_tests_of_ones_own_must_pass_on_right_code_and_notice_bugs(tmp_path, tre
 # ---------------------------------------------------------------------------------- the silent bug
 
 
-WHOLE_RUN = ("stage2-from-the-base", "policy-as-reference", "constant-rate")  # their test trains for seconds
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in WHOLE_RUN)) for name in bug.VARIANTS],
-)
+@pytest.mark.parametrize("name", bug.VARIANTS)
 def test_every_bug_is_caught_by_the_test_that_it_names(name, tmp_path, tree, monkeypatch):
     m = edit(name)
     (tmp_path / m.file).parent.mkdir(exist_ok=True)
@@ -243,7 +239,6 @@ def test_every_handout_names_its_points_and_functions():
         assert set(commands) <= set(RUNS.values()) and (commands or name == "A5")
 
 
-@pytest.mark.slow
 def test_from_make_to_grade(tmp_path):
     """As a student does it: the empty tree has no points, our functions have all of them."""
 
@@ -265,7 +260,6 @@ def test_from_make_to_grade(tmp_path):
     assert script("course/grade.py", "A2", tmp_path / "nowhere").startswith("error: no folder")
 
 
-@pytest.mark.slow
 def test_the_notebook_runs_and_keeps_its_pictures():
     kept = json.loads(run_notebook.NOTEBOOK.read_text(encoding="utf-8"))
     assert run_notebook.NOTEBOOK.stat().st_size < 400_000
