@@ -1169,6 +1169,7 @@ def test_arguments_of_eval(words, mend, runs, run_eval, tmp_path):
 # ------------------------------------------------------------------------------------- the scripts themselves
 
 
+@pytest.mark.slow
 def test_the_scripts_say_it_in_one_line(runs, tmp_path):
     """The exit code and the only line on stderr, from the scripts themselves in processes of their own."""
     checkpoint = runs / "whole" / "stage2.pt"

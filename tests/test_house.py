@@ -100,6 +100,7 @@ def test_links_of_the_documents_lead_somewhere():
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
 
 
+@pytest.mark.slow
 def test_the_readmes_reward_works_as_it_stands(tmp_path):
     """The example is put where the README says and trained: rewards become negative, so the price is paid."""
     for name in ("data", "engine"):

@@ -333,6 +333,7 @@ def random_text(rng: Random, depth: int) -> str:
     return first[:place] + rng.choice(["{", "}", "(", "]", "\\", "^", "_", "|", ""]) + first[place + 1 :]
 
 
+@pytest.mark.slow
 def test_random_texts_never_raise():
     """Each text is searched, read, and compared with itself and the one before, all without the guard."""
     rng, kinds, before = Random(2), set(), read_answer("5")
@@ -401,6 +402,7 @@ def rows_of(name: str) -> list[dict]:
     return [json.loads(line) for line in (ASSETS / name).read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_math500_solutions_against_references():
     rows = rows_of("math500_first100.jsonl")
     found = [(extract_answer(row["solution"]), row["answer"]) for row in rows]

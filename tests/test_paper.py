@@ -19,6 +19,8 @@ from engine.checkpoints import load
 from experiments import paper
 from experiments.paper import pair_rows, star_rows, vote, vote_curves
 
+pytestmark = pytest.mark.slow  # a small grid is trained for it
+
 TINY = dict(
     stage1_steps=4, stage2_steps=3, eval_n=8, size=2, n_layer=1, dim=32, base_steps=6, base_batch=16,
     batch=16, micro_batch=16, max_new=11, save_every=1,

@@ -125,6 +125,7 @@ def test_smoke_preset_and_report(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_and_another_seed_another(tmp_path, monkeypatch, capsys):
     a = run_here(tmp_path, monkeypatch, "a")
     torch.manual_seed(99)
@@ -210,6 +211,7 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_file_to_imitate_must_hold_dialogues_on_training_problems(tmp_path, monkeypatch):
     task, path = load_task("division"), tmp_path / "traces.jsonl"
     fine = {"prompt": train_problems(task, 2, 0)(0).prompt, "attempts": ["14*6"]}
@@ -272,6 +274,7 @@ def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch, capsys):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
     """After one's own attempt turn 2 must come out as it did in the dialogue itself, and after another's it
     need not.
