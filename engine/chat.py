@@ -71,10 +71,11 @@ def written(
     device = model.embed.weight.device
     cache = KVCache(model.config, 1, len(ids) + max_new, device, model.embed.weight.dtype)
     new = torch.tensor([ids], device=device)  # [1, T]
+    precise = torch.float32 if device.type == "mps" else torch.float64  # as in sample_dialogues
     for _ in range(max_new):
         logits = model.head(model.hidden(new, cache)[:, -1])  # [1, V]
         cache.advance(torch.tensor([new.shape[1]], device=device), cache.longest + new.shape[1])
-        uniform = torch.rand(1, device=device, generator=generator)
+        uniform = torch.rand(1, dtype=precise, device=device, generator=generator)
         token, _ = sample_token(logits, temperature, uniform)  # [1]
         if (i := int(token)) == end:
             return

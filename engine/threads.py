@@ -13,7 +13,7 @@ from engine.processes import ranks
 from model import GPT
 
 PROBE_SECONDS = 0.05  # long enough to notice another program, which gets the core for milliseconds at a time
-LOOK_EVERY = 30.0  # seconds; so looking takes less than one part in a hundred
+LOOK_EVERY = 30.0  # seconds. A look takes 0.1 s, on a very busy machine up to a second
 
 
 def with_best_threads(steps: range, model: GPT) -> Iterator[int]:
@@ -29,7 +29,7 @@ def with_best_threads(steps: range, model: GPT) -> Iterator[int]:
                 before = torch.get_num_threads()
                 torch.set_num_threads(best_threads(model, most))
                 if torch.get_num_threads() != before:
-                    print(f"threads: {torch.get_num_threads()} of {most}, measured", flush=True)
+                    print(f"threads: {torch.get_num_threads()} of {most} are quickest now", flush=True)
                 last_look = time.monotonic()
             yield step
     finally:
