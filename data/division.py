@@ -1,10 +1,10 @@
-"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682r60`, and after correction
-`1457*6=8742r0`.
+"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682`, and after correction
+`1457*6=8742`.
 
 Only the quotient is graded. The check is there for correction to go by: the product of a wrong quotient
-misses the dividend, and the remainder says by how much, so who reads it can mend the quotient: 60 is ten
-times 6 too little. (How far a trained model writes true checks and goes by them is measured: `swap_test` in
-eval.py.) `size` is the number of the quotient's digits.
+misses the dividend, and where and by how much it misses tells which digit is wrong. (How far a trained model
+writes true checks and goes by them is measured: `swap_test` in eval.py.) `size` is the number of the
+quotient's digits.
 """
 
 import re
@@ -61,6 +61,5 @@ def honest(problem: Problem, text: str) -> Attempt | None:
 
 
 def with_check(problem: Problem, quotient: str) -> Attempt:
-    dividend, divisor = map(int, problem.prompt.split("/"))
-    product = int(quotient) * divisor
-    return Attempt(f"{quotient}*", f"{divisor}={product}r{dividend - product}")
+    divisor = problem.prompt.split("/")[1]
+    return Attempt(f"{quotient}*", f"{divisor}={int(quotient) * int(divisor)}")
