@@ -1,4 +1,4 @@
-.PHONY: run test quick paper bench clean
+.PHONY: run test quick paper bench gpu clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,9 @@ paper: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(VENV)/bin/python experiments/bench.py
+
+gpu: $(VENV)/ready
+	$(VENV)/bin/python experiments/gpu.py
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

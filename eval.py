@@ -2,14 +2,14 @@
 
     python eval.py out/default                          report of a run: results.json, report.md, pictures
     python eval.py out/default/stage2.pt --show=10      metrics of one checkpoint, with transcripts
-    python eval.py out/default/stage2.pt --chat           pose problems of your own
+    python eval.py out/default/stage2.pt --chat         pose problems of your own
+    python eval.py FOLDER --task=gsm8k --test_data=F    metrics of a Hugging Face checkpoint as it stands
 
 All figures are on held-out problems. Greedy by default, as in the paper. All sampling has seeds of its own.
 """
 
 import engine.interrupt  # noqa: F401, I001 (before the slow imports)
 
-import dataclasses
 import json
 import math
 import sys
@@ -19,12 +19,13 @@ from random import Random
 import numpy as np
 import torch
 
-from data import Environment, Problem
+from data import Environment, Problem, load_task
 from data.demonstrations import swapped_attempts
-from engine.build import held_out_of, make_environment, pick_device, problems_of
+from engine.build import held_out_of, make_environment, overridden, pick_device, problems_of
 from engine.chat import chat
 from engine.cli import run_script
 from engine.export import export
+from engine.hf import is_pretrained
 from engine.log import transcript
 from engine.options import parse_options
 from engine.report import check_can_write, metrics_text, read_log, save_transcripts, table, without_nan
@@ -167,7 +168,8 @@ def report(folder: Path, device: torch.device) -> None:
         model, c = load_model(folder / f"{name}.pt", device)
         print(f"evaluating {name} on {c.eval_n} held-out problems", flush=True)
         problems = held_out_of(c, c.eval_n)
-        greedy, transcripts = evaluate(model, c, problems, turns=c.turns if c.test_data else max(5, c.turns))
+        is_toy = hasattr(load_task(c.task), "DIGITS_PER_TOKEN")  # there more turns cost little
+        greedy, transcripts = evaluate(model, c, problems, turns=max(5, c.turns) if is_toy else c.turns)
         sampled, _ = evaluate(model, c, problems, temperature=1.0)
         swap, moved = swap_test(model, c, transcripts), drift(model, base, c, problems)
         results[name] = {"greedy": greedy, "sampled": sampled, "swap": swap, "drift_kl": moved}
@@ -179,8 +181,7 @@ def report(folder: Path, device: torch.device) -> None:
 def show_checkpoint(path: str, o: EvalOptions) -> None:
     """Metrics of one checkpoint, or its attempts at a problem that a person poses, or an export of it."""
     model, c = load_model(path, pick_device(o.device))
-    overrides = {key: getattr(o, key) for key in ("task", "test_data", "max_new") if getattr(o, key)}
-    c = dataclasses.replace(c, **overrides)
+    c = overridden(c, o, model, path)
     if o.export:
         return print(export(model, c, o.export))
     if o.chat:
@@ -204,7 +205,7 @@ def main() -> None:
     usage, path = "python eval.py PATH [--key=value ...]", dict(help="a checkpoint, or the folder of a run")
     given = parse_options(EvalOptions, sys.argv[1:], usage, __doc__, path=path)
     path, o = given.pop("path"), EvalOptions(**given)
-    if not Path(path).is_dir():
+    if not Path(path).is_dir() or is_pretrained(path):
         return show_checkpoint(path, o)
     if other := sorted(given.keys() - {"device"}):
         raise ValueError(f"--{other[0]} is for one checkpoint such as {path}/stage2.pt, not for a report")

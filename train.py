@@ -32,6 +32,7 @@ from data import Environment
 from engine import build
 from engine.cli import run_script
 from engine.folder import open_run
+from engine.hf import load_pretrained
 from engine.log import rollout_metrics
 from engine.memory import in_chunks, micro_batches
 from engine.options import option, require
@@ -111,13 +112,13 @@ class Stage:
 def stages(c: Config) -> list[Stage]:
     """What a run goes through: the base, Stage I (eq. 3), Stage II (eq. 4 with the bonus of eq. 5).
 
-    With `init` there is no base to make; with `imitate` its stage comes before the two. Stages of 0 steps are
-    left out. With three turns Stage I has two parts (ICLR version, A.1): `stage1` rewards turn 2 and holds
-    turn 1 to the base, `stage1b` rewards turn 3 and holds turns 1 and 2 to the model after `stage1`; and so
-    on with more turns. A turn of weight 0 in Stage II has no KL either. `interleave` repeats the stages, each
-    with its share of the steps.
+    `makes_base` says whether there is a base to make; with `imitate` its stage comes before the two. Stages
+    of 0 steps are left out. With three turns Stage I has two parts (ICLR version, A.1): `stage1` rewards turn
+    2 and holds turn 1 to the base, `stage1b` rewards turn 3 and holds turns 1 and 2 to the model after
+    `stage1`; and so on with more turns. A turn of weight 0 in Stage II has no KL either. `interleave` repeats
+    the stages, each with its share of the steps.
     """
-    rows = [] if c.init else [Stage("base", c.base_steps, c.base_lr)]
+    rows = [Stage("base", c.base_steps, c.base_lr)] if build.makes_base(c) else []
     rows += [Stage("imitate", c.imitate_steps, c.lr)] if c.imitate else []
     one, two = c.stage1_steps // c.interleave, c.stage2_steps // c.interleave
     for _ in range(c.interleave):
@@ -305,7 +306,9 @@ def train(c: Config, state: dict) -> None:
 
 
 def load_model(path: str | Path, device) -> tuple[GPT, Config]:
-    """The model of a checkpoint and the config of its run."""
+    """The model of a checkpoint and the config of its run. A Hugging Face folder has no run."""
+    if Path(path).is_dir():
+        return load_pretrained(path, device), Config(init=str(path), max_new=512, sample_batch=32)
     model, settings = build.load_model(path, device)
     return model, config_from(Config, settings, path)
 

@@ -4,12 +4,15 @@ A task is a module `data/<name>.py`. `python train.py --task=<name>` finds it th
 
 A task that draws its problems has one constant and five functions. `data/addition.py` is the shortest:
 
-    DIGITS_PER_TOKEN            how many digits make one token (1: digit by digit)
+    DIGITS_PER_TOKEN            how many digits make one token (1: digit by digit); see below
     sample(rng, size)           a random Problem; `size` is its difficulty
     parse(prompt)               the Problem of a text that a person typed; ValueError if it is not one
     is_correct(problem, text)   the checker: True or False for any text; it never runs the text as code
     attempt(problem, kind, rng) a demonstration, an Attempt: kind is "right", "near" (a near miss) or "far"
     honest(problem, text)       the Attempt `text` with its working made true, or None if that can't be done
+
+A task in words leaves out DIGITS_PER_TOKEN: it is for pretrained models, which have a tokenizer of their own
+(data/words.py). It may have its own CORRECTION_REQUEST and FEEDBACK_REQUEST.
 
 Two more are optional and serve experiments/paper.py: `graded(text)` is the part of an attempt that counts,
 for votes, and `level(problem)` is a number for its difficulty.
@@ -68,6 +71,16 @@ def load_task(name: str):
     return importlib.import_module(f"data.{name}")
 
 
+def correction_request(task) -> str:
+    """The second prompt, the same whether the first attempt was right or wrong."""
+    return getattr(task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
+
+
+def feedback_request(task) -> str:
+    """What asks the model to judge its own attempt (Self-Refine)."""
+    return getattr(task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)
+
+
 class Environment(NamedTuple):
     """What the policy talks to: a task, its texts as ids, and its training problems by number."""
 
@@ -84,13 +97,12 @@ class Environment(NamedTuple):
         """The ids x2 that ask for a second attempt. They are the same for every problem and every first
         attempt.
         """
-        text = getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
-        return self.tokenizer.user_turn(text, first=False)
+        return self.tokenizer.user_turn(correction_request(self.task), first=False)
 
     @property
     def feedback_request(self) -> list[int]:
         """The ids that ask the model to judge its own attempt (Self-Refine)."""
-        return self.tokenizer.user_turn(getattr(self.task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST), first=False)
+        return self.tokenizer.user_turn(feedback_request(self.task), first=False)
 
 
 def seeded(*key) -> int:

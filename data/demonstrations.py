@@ -22,9 +22,9 @@ answer. At times it mends it, at times it spoils it, whatever its first attempt 
 
 from random import Random
 
-from data import Environment, Problem, is_held_out, read_rows
+from data import Environment, Problem, correction_request, feedback_request, is_held_out, read_rows
 from data.reading import reading
-from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
+from data.tokenizer import Tokenizer
 
 MADE_UP_MISTAKES = ("near", "far")
 
@@ -60,13 +60,13 @@ def demonstration(
     feedback = turns > 2 and rng.random() < 0.5
     for turn in range(turns):
         if feedback and turn % 2:
-            add(tokenizer.user_turn(FEEDBACK_REQUEST, first=False), teach=False)
+            add(tokenizer.user_turn(feedback_request(task), first=False), teach=False)
             verdict = "right" if task.is_correct(problem, attempt.text) else "wrong"
             add([*tokenizer.encode(verdict), tokenizer.end_id], teach=True)
             continue
         if turn > 0 and (u := rng.random()) >= copy:
             attempt = task.attempt(problem, "right" if u < copy + right else "near", rng)
-        add(tokenizer.user_turn(CORRECTION_REQUEST if turn else problem.prompt, first=turn == 0), teach=False)
+        add(tokenizer.user_turn(correction_request(task) if turn else problem.prompt, turn == 0), teach=False)
         add(tokenizer.encode(attempt.answer), teach=turn > 0 or kind == "right")
         add([*tokenizer.encode(attempt.working), tokenizer.end_id], teach=True)
     return ids, taught
@@ -119,10 +119,10 @@ def read_traces(c, env: Environment) -> list[tuple[list[int], list[bool]]]:
             isinstance(attempts, list) and attempts and all(isinstance(t, str) for t in (prompt, *attempts))
         ):
             raise ValueError(f"{place}: `prompt` must be a text and `attempts` a list of texts, not empty")
-        if is_held_out(prompt, c.seed) if test is None else prompt in test:
-            raise ValueError(
-                f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems"
-            )
         with reading(place, "a dialogue that the tokenizer can write"):
+            if is_held_out(prompt, c.seed) if test is None else prompt in test:
+                raise ValueError(
+                    f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems"
+                )
             traces.append(imitation(env.tokenizer, prompt, attempts, env.correction_request))
     return traces

@@ -25,9 +25,12 @@ def read(path: str, split: str) -> list[Problem]:
         if not all(isinstance(t, str) for t in (stub, name, row["test"], given)):
             raise ValueError(f"{place}: 'prompt', 'entry_point', 'test' and 'attempt' must be texts")
         try:
-            ast.parse(stub), ast.parse(row["test"])
+            bodies = ast.parse(stub).body, ast.parse(row["test"]).body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{place}: 'prompt' or 'test' does not compile: {error}") from None
+        for field, body, wanted in zip(("prompt", "test"), bodies, (name, "check"), strict=True):
+            if wanted not in [node.name for node in body if isinstance(node, ast.FunctionDef)]:
+                raise ValueError(f"{place}: its {field!r} defines no function {wanted!r}")
         tests = f"{row['test']}\ncheck({name})\n"
         problems.append(Problem(stub, json.dumps({"tests": tests, "names": [name], "prelude": stub}), given))
     return problems

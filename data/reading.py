@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import json
 import math
+import warnings
 from pathlib import Path
 
 
@@ -15,9 +16,12 @@ def reading(path: str | Path, what: str):
     """Turns any exception inside into a ValueError that names the file. `what` is what the file should be.
 
     A ValueError that already names the file passes as it is. Memory that runs out and Ctrl-C pass, too.
+    Warnings of the libraries are not shown: they would stand around the one line.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except MemoryError:
         raise
     except Exception as error:

@@ -39,6 +39,7 @@ class Tokenizer:
     after: str = ""
     alphabet: str = ""  # the only characters it has tokens for; "": it encodes any text
     form: str = ""  # Unicode normal form of its texts, e.g. "NFC"
+    missing: frozenset[int] = frozenset()  # bytes that no token has: tiktoken would panic at a text with one
 
     @property
     def end_id(self) -> int:
@@ -57,7 +58,11 @@ class Tokenizer:
             raise ValueError(
                 f"the tokenizer has no token for {unknown[0]!r}: use letters, digits and punctuation of ASCII"
             )
-        return self.encoding.encode_ordinary(unicodedata.normalize(self.form, text) if self.form else text)
+        text = unicodedata.normalize(self.form, text) if self.form else text
+        if self.missing.intersection(text.encode("utf-8", "replace")):
+            found = next(c for c in text if self.missing.intersection(c.encode("utf-8", "replace")))
+            raise ValueError(f"the tokenizer has no token for {found!r}: take this character out of the text")
+        return self.encoding.encode_ordinary(text)
 
     def user_turn(self, text: str, first: bool = True) -> list[int]:
         """A prompt x: the user's words in their markup, up to where the model speaks."""

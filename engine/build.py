@@ -1,6 +1,7 @@
 """Making a run's parts from its settings: device, tokenizer, environment, model."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from random import Random
 
@@ -21,8 +22,9 @@ from engine.checkpoints import gpt_config, load
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora
+from engine.memory import empty_gpt
 from engine.options import require
-from engine.settings import Settings, config_from
+from engine.settings import EvalOptions, Settings, config_from
 from model import GPT, GPTConfig
 
 
@@ -31,11 +33,22 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        probe = torch.zeros(1, device=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch no longer knows
+            probe = torch.zeros(1, device=name)
         probe.item()  # the device "meta" can't do this
         return probe.device
     except (RuntimeError, AssertionError):
         raise ValueError(f"device={name!r} is not available here: take auto, cpu, mps or cuda") from None
+
+
+def makes_base(c: Settings) -> bool:
+    """Does the run begin with a base stage? A toy does. A pretrained model does where the task draws problems
+    in words: it first learns how an attempt at them is written. A run from a .pt file has a base already.
+    """
+    task = load_task(c.task)
+    in_words = hasattr(task, "sample") and not hasattr(task, "DIGITS_PER_TOKEN")
+    return not c.init or (in_words and Path(c.init).is_dir())
 
 
 def make_environment(c: Settings, training: bool = True) -> Environment:
@@ -103,8 +116,7 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
     names = [field.name for field in dataclasses.fields(Settings)]
     c = config_from(Settings, {k: v for k, v in settings.items() if k in names}, path)
     with reading(path, "a checkpoint whose weights fit its sizes"):
-        with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in GPT(gpt).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in empty_gpt(gpt).state_dict().items()}
         if shapes.keys() <= weights.keys():
             check_shapes(path, weights, shapes)
             model = GPT(gpt).to(device, getattr(torch, c.dtype))
@@ -117,6 +129,21 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
             raise ValueError(f"{path} has no weight {missing[0]}")
         model.load_state_dict(weights, strict=False)
     return model, settings
+
+
+def overridden(c: Settings, o: EvalOptions, model: GPT, path: str | Path) -> Settings:
+    """A checkpoint's settings with what the options of eval.py change in them.
+
+    A task that reads files asks for training problems, too. Nothing is trained here, so they are never read.
+    ValueError if the ids of the new task's tokenizer mean something else to the model of this path.
+    """
+    changed = {key: getattr(o, key) for key in ("task", "test_data", "max_new") if getattr(o, key)}
+    files = {"train_data": o.test_data} if o.test_data and not c.train_data else {}
+    c = dataclasses.replace(c, **changed, **files)
+    has, needs = model.config.vocab_size, make_tokenizer(c).vocab_size
+    fine = has >= needs if c.init or c.tokenizer else has == needs
+    require(fine, f"{path} has {has} tokens, task={c.task} {needs}: evaluate it on the task it has learned")
+    return c
 
 
 def check_shapes(path: str | Path, weights: dict, shapes: dict) -> None:

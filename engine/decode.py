@@ -135,7 +135,7 @@ def rms_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
     x / rms(x) = x sqrt(D) / |x|. The hypotenuse of |x| and sqrt(D eps) adds eps under the root.
     """
     root = weight.shape[-1] ** 0.5
-    weight, leg = weight.float() * root, torch.tensor(root * eps**0.5, device=weight.device)
+    weight, leg = weight.float() * root, torch.full((), root * eps**0.5, device=weight.device)
 
     def normalise(x: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.reading import read_json, reading
 from engine.checkpoints import gpt_config
+from engine.memory import empty_gpt
 from model import GPT, GPTConfig
 
 
@@ -295,6 +296,12 @@ def load_bin(path: Path) -> dict[str, Tensor]:
     return content
 
 
+def is_pretrained(folder: str | Path) -> bool:
+    """Is it a checkpoint's folder? Its config.json names a `model_type`, which that of a run does not."""
+    path = Path(folder) / "config.json"
+    return path.is_file() and "model_type" in read_json(path)
+
+
 def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> GPT:
     """The model of a Hugging Face checkpoint folder: config.json and .safetensors or .bin files, one or
     several.
@@ -307,8 +314,7 @@ def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch
     path = folder / "config.json"
     with reading(path, "the config.json of a checkpoint that we support"):
         config = gpt_config(config_from(read_json(path)), path)
-        with torch.device("meta"):
-            model = GPT(config)
+        model = empty_gpt(config)
     with reading(folder, "a checkpoint that can be read"):
         files, read = tensors_in(folder)
         check_names(folder, model, files.keys())

@@ -115,15 +115,18 @@ def encoding(
             )
         last = vocab[token] if len(token) > 1 else last
         ranks[bytes(byte_of[c] for c in token)] = vocab[token]
-    missing = (
-        set(range(0xF5)) - {0xC0, 0xC1} - {byte_of[token] for token in single}
-    )  # the others are in no UTF-8 text
-    if missing:
+    needed = {*range(ord(" "), ord("~") + 1), ord("\n")}  # plain English and the markup of dialogues
+    if missing := needed & bytes_without_token(ranks):
         raise ValueError(f"tokenizer {name}: {len(missing)} bytes have no token, such as {min(missing)}")
     ids = [*ranks.values(), *special.values()]
     if len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         raise ValueError(f"tokenizer {name}: its ids are not different whole numbers from 0 on")
     return tiktoken.Encoding(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+
+
+def bytes_without_token(tokens) -> frozenset[int]:
+    """Real vocabularies lack bytes that hardly any text has, such as some control characters."""
+    return frozenset(range(256)) - {token[0] for token in tokens if len(token) == 1}
 
 
 def printable_bytes() -> dict[str, int]:
@@ -147,24 +150,18 @@ def with_markup(made: tiktoken.Encoding, form: str = "") -> Tokenizer:
     reasoning of attempt 1 stays, also where a family's own template would drop it (Qwen 3).
     """
     special = made.special_tokens_set
+    limits = dict(form=form, missing=bytes_without_token(made.token_byte_values()))
     if "<|im_start|>" in special:  # ChatML: Qwen, SmolLM2
-        return Tokenizer(
-            made,
-            "<|im_end|>",
-            "<|im_start|>user\n",
-            "<|im_end|>\n<|im_start|>assistant\n",
-            after="\n",
-            form=form,
-        )
+        user, assistant = (f"<|im_start|>{role}\n" for role in ("user", "assistant"))
+        return Tokenizer(made, "<|im_end|>", user, f"<|im_end|>\n{assistant}", after="\n", **limits)
     if "<|start_header_id|>" in special:  # Llama 3
         user, assistant = (
             f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant")
         )
-        return Tokenizer(
-            made, "<|eot_id|>", user, "<|eot_id|>" + assistant, begin="<|begin_of_text|>", form=form
-        )
+        begin = "<|begin_of_text|>"
+        return Tokenizer(made, "<|eot_id|>", user, f"<|eot_id|>{assistant}", begin=begin, **limits)
     if "<|endoftext|>" in special:  # GPT-2: plain text
-        return Tokenizer(made, "<|endoftext|>", "Question: ", "\nAnswer:", after="\n\n", form=form)
+        return Tokenizer(made, "<|endoftext|>", "Question: ", "\nAnswer:", after="\n\n", **limits)
     raise ValueError(
         f"tokenizer {made.name} has no end of turn that we know: <|im_end|>, <|eot_id|> or <|endoftext|>"
     )

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.memory import empty_gpt
 from model import GPT
 
 
@@ -43,8 +44,7 @@ def add_lora(model: GPT, rank: int) -> GPT:
 
 def without_lora(model: GPT) -> GPT:
     """The model without its adapters, frozen. It shares the weights, so as a reference it costs no memory."""
-    with torch.device("meta"):
-        plain = GPT(model.config)
+    plain = empty_gpt(model.config)
     weights = {name: p for name, p in model.state_dict().items() if ".lora_" not in name}
     plain.load_state_dict(weights, assign=True)
     return plain.requires_grad_(False)

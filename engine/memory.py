@@ -1,10 +1,15 @@
-"""What bounds the memory of an update: chunks of logits and micro-batches. Neither changes the gradient."""
+"""What saves memory: chunks of logits and micro-batches, and models without numbers.
+
+Chunks and micro-batches do not change the gradient.
+"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from engine.processes import gather
+from model import GPT, GPTConfig
 
 LOGITS_AT_ONCE = 2**24  # numbers in a chunk of logits: 64 MiB in float32. A toy batch is one chunk
 
@@ -42,3 +47,20 @@ def micro_batches(batch: dict[str, Tensor], size: int, sharded: bool = False) ->
         empty = micros[0] | {"masks": torch.zeros_like(micros[0]["masks"])}
         micros += [empty] * (max(gather(len(micros))) - len(micros))
     return micros
+
+
+def empty_gpt(config: GPTConfig) -> GPT:
+    """A GPT on the device "meta". Its weights have names and shapes, but no numbers and no memory."""
+    with torch.device("meta"), WithoutNormal():
+        return GPT(config)
+
+
+class WithoutNormal(TorchFunctionMode):
+    """Leaves out `nn.init.normal_`: a tensor on "meta" has nothing to fill, but torch would load 800 modules.
+
+    That takes two seconds, at the start of every script that reads a checkpoint.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **kwargs)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data import read_rows
 from engine.log import transcript
+from engine.options import require
 
 COLUMNS = {
     "acc_t1": "Acc@t1",
@@ -129,11 +130,21 @@ def metrics_text(metrics: dict, from_file: bool) -> str:
     return "\n".join(lines)
 
 
+TRANSCRIPT = b'{"prompt": '  # how a file of transcripts begins
+
+
 def check_can_write(path: str) -> None:
-    """OSError if the file can't be written. It stays as it is, or missing."""
+    """OSError if the file can't be written, ValueError if it holds something else than transcripts.
+
+    It stays as it is, or missing.
+    """
     is_new = not Path(path).exists()
     with open(path, "a", encoding="utf-8"):
         pass
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            start = file.read(len(TRANSCRIPT))
+        require(start in (b"", TRANSCRIPT), f"{path} is no file of transcripts: choose another for --save")
     if is_new:
         Path(path).unlink()
 

@@ -12,7 +12,7 @@ import torch
 from data import held_out_problems
 from data.demonstrations import read_traces
 from data.reading import reading
-from engine.build import check_lengths, load_model, make_environment, make_model, pick_device
+from engine.build import check_lengths, load_model, make_environment, make_model, makes_base, pick_device
 from engine.checkpoints import checkpoint_of, save
 from engine.folder import begin, write
 from engine.log import log_step, warnings
@@ -54,7 +54,7 @@ class Run:
         if rank() == 0:
             begin(self.c, self.folder)
             write(self.folder / "metrics.jsonl", "")
-        if self.c.init:
+        if not makes_base(self.c):
             save(self.folder / "base.pt", checkpoint_of(self.c, unsharded(self.policy), {}))
         self.save_state(0, 0, [])
 
@@ -138,8 +138,11 @@ def start_or_resume(c: Settings, state: dict, folder: Path, device: torch.device
 
 
 def load_reference(c: Settings, stage, folder: Path, device: torch.device, policy: GPT) -> GPT:
-    """The policy that the stage's KL is measured against. With LoRA: the policy without adapters."""
-    if c.lora and stage.reference == "base":
+    """The policy that the stage's KL is measured against.
+
+    With LoRA the base is the policy without its adapters, unless the adapters learned in the base stage, too.
+    """
+    if c.lora and stage.reference == "base" and not makes_base(c):
         return without_lora(policy)
     home = torch.device("cpu") if c.shard else device
     reference = load_model(folder / f"{stage.reference}.pt", home)[0].requires_grad_(False)

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.memory import empty_gpt
 from engine.processes import ranks
 from model import GPT
 
@@ -45,8 +46,7 @@ def unsharded(model: GPT) -> GPT:
     """The model itself or, of a sharded one, a plain copy, gathered once for a whole rollout."""
     if not hasattr(model, "gathered_dtype"):
         return model
-    with torch.device("meta"):
-        plain = GPT(model.config)
+    plain = empty_gpt(model.config)
     dtype = model.gathered_dtype
     weights = {name: p.detach().full_tensor().to(dtype) for name, p in model.named_parameters()}
     plain.load_state_dict(weights, strict=False, assign=True)

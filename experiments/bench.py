@@ -2,6 +2,7 @@
 
     python experiments/bench.py             all of it, into experiments/results/; about 5 minutes
     python experiments/bench.py --quick     the toy model with few runs; writes no file
+    python experiments/bench.py --quick --device=cuda    the same on a GPU; `make gpu` times large models
 
 It needs the extras: pip install -e .[plots,dev]. Ways that are compared are run in turns, in one process.
 Figures are medians, with the fastest and the slowest run in brackets. A limit is the time that the needed
@@ -33,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import engine.sampling
 import rollout
 import train
-from engine.build import held_out_of
+from engine.build import held_out_of, pick_device
 from engine.cli import run_script
 from engine.folder import open_run
 from engine.hf import save_pretrained
 from engine.memory import micro_batches
-from engine.optim import Learner, make_optimizers, master_weights
+from engine.optim import Learner, copy_masters, make_optimizers, master_weights
 from engine.options import require
 from engine.report import markdown
 from engine.run import Run
@@ -52,16 +53,25 @@ from rollout import right_pad, sample_dialogues
 RESULTS = Path(__file__).parent / "results"
 TOY, GPT2, QWEN = GPTConfig(100, n_layer=3), MODELS["GPT-2 124M"], MODELS["Qwen2.5-0.5B"]
 FOLLOW_UP = [5, 6, 7]  # the request for turn 2
+TOKENIZER = SimpleNamespace(end_id=0, decode=lambda ids: "")
 
 
-def in_turns(runs: int, **functions: Callable) -> dict[str, np.ndarray]:
+def seconds_of(function: Callable, device: torch.device) -> float:
+    """How long a call takes. A GPU works on after the call has returned, so the clock waits for it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - start
+
+
+def in_turns(runs: int, device: torch.device, **functions: Callable) -> dict[str, np.ndarray]:
     """Seconds of each function [runs]. All are called in turns; the first call of each does not count."""
     seconds = np.empty((runs + 1, len(functions)))
     for run in range(runs + 1):
         for i, function in enumerate(functions.values()):
-            start = time.perf_counter()
-            function()
-            seconds[run, i] = time.perf_counter() - start
+            seconds[run, i] = seconds_of(function, device)
     return dict(zip(functions, seconds[1:].T, strict=True))
 
 
@@ -73,15 +83,17 @@ def spread(values: np.ndarray, digits: int = 1, unit: str = "") -> str:
 # ---------------------------------------------------------------------------------- limits
 
 
-def limits(runs: int, size: int) -> dict[str, float]:
+def limits(runs: int, size: int, device: torch.device) -> dict[str, float]:
     """The best of the runs: FLOP/s of a square product by dtype, and "bytes", the bytes/s of a copy."""
+    numbers = 2**28 if device.type == "cuda" else 2**25  # far more than the cache holds
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2, size, size, dtype=dtype)
-        found[str(dtype)] = 2 * size**3 / min(in_turns(runs, product=lambda a=a, b=b: a @ b)["product"])
-    a = torch.randn(2**25)
+        a, b = torch.randn(2, size, size, dtype=dtype, device=device)
+        product = in_turns(runs, device, product=lambda a=a, b=b: a @ b)["product"]
+        found[str(dtype)] = 2 * size**3 / min(product)
+    a = torch.randn(numbers, device=device)
     b = torch.empty_like(a)
-    found["bytes"] = 2 * a.nbytes / min(in_turns(runs, copy=lambda: b.copy_(a))["copy"])
+    found["bytes"] = 2 * a.nbytes / min(in_turns(runs, device, copy=lambda: b.copy_(a))["copy"])
     return found
 
 
@@ -112,10 +124,11 @@ def sampling_limit(model: GPT, lengths: list[int], turns: int, new: int, limit: 
 # ---------------------------------------------------------------------------------- sampling
 
 
-def never_ending(config: GPTConfig, dtype: torch.dtype = torch.float32) -> GPT:
+def never_ending(config: GPTConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> GPT:
     """Random weights that almost never sample token 0, the end of turn: all rows get equally many tokens."""
     torch.manual_seed(0)
-    model = GPT(config)
+    with device:
+        model = GPT(config)
     with torch.no_grad():
         model.embed.weight[:, 0] += 5  # so the first number of every hidden state is far above 0
         model.lm_head.weight[0, 0] = -200
@@ -131,33 +144,35 @@ def prompts_of(batch: int, length: int, ragged: bool, vocab_size: int) -> list[l
 
 
 def ours(model: GPT, prompts: list[list[int]], turns: int, new: int) -> None:
-    tokenizer = SimpleNamespace(end_id=0, decode=lambda ids: "")
-    generator = torch.Generator().manual_seed(0)
-    sample_dialogues(model, tokenizer, prompts, [FOLLOW_UP] * (turns - 1), new, 1.0, generator)
+    generator = torch.Generator(model.embed.weight.device).manual_seed(0)
+    sample_dialogues(model, TOKENIZER, prompts, [FOLLOW_UP] * (turns - 1), new, 1.0, generator)
 
 
 @torch.no_grad()
 def without_cache(model: GPT, prompts: list[list[int]], turns: int, new: int) -> None:
     """Computes all of each row again for every token."""
+    device = model.embed.weight.device
     for turn in range(turns):
         prompts = [[*row, 0, *FOLLOW_UP] if turn else row for row in prompts]
         for _ in range(new):
-            ids, lengths = right_pad(prompts, 0, "cpu")
-            logits = model.head(model.hidden(ids)[torch.arange(len(ids)), lengths - 1])
-            tokens, _ = rollout.sample_token(logits, 1.0, torch.rand(len(ids), dtype=torch.float64))
+            ids, lengths = right_pad(prompts, 0, device)
+            logits = model.head(model.hidden(ids)[torch.arange(len(ids), device=device), lengths - 1])
+            uniform = torch.rand(len(ids), dtype=torch.float64, device=device)
+            tokens, _ = rollout.sample_token(logits, 1.0, uniform)
             prompts = [[*row, token] for row, token in zip(prompts, tokens.tolist(), strict=True)]
 
 
 def in_transformers(model: GPT):
-    """The same weights as a model of transformers."""
+    """The same weights as a model of transformers, on the same device."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder)
-        dtype = model.embed.weight.dtype
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        table = model.embed.weight
+        twin = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=table.dtype)
+        return twin.eval().to(table.device)
 
 
 def transformers_twin(model: GPT) -> Callable:
@@ -167,14 +182,15 @@ def transformers_twin(model: GPT) -> Callable:
     @torch.no_grad()
     def generate(prompts: list[list[int]], turns: int, new: int) -> None:
         """`generate` wants prompts that are padded on the left. Turn 2 goes on with the keys of turn 1."""
-        ids, lengths = right_pad([row[::-1] for row in prompts], 0, "cpu")
-        ids, mask = ids.flip(1), (torch.arange(ids.shape[1]) < lengths[:, None]).long().flip(1)
+        ids, lengths = right_pad([row[::-1] for row in prompts], 0, twin.device)
+        columns = torch.arange(ids.shape[1], device=twin.device)
+        ids, mask = ids.flip(1), (columns < lengths[:, None]).long().flip(1)
         past, counts = None, dict(max_new_tokens=new, min_new_tokens=new, eos_token_id=None, pad_token_id=0)
         how = dict(do_sample=True, top_k=0, return_dict_in_generate=True, **counts)
         for _ in range(turns):
             done = twin.generate(ids, attention_mask=mask, past_key_values=past, **how)
             assert done.sequences.shape[1] == ids.shape[1] + new
-            request = torch.tensor([[0, *FOLLOW_UP]]).expand(len(ids), -1)
+            request = torch.tensor([[0, *FOLLOW_UP]], device=twin.device).expand(len(ids), -1)
             ids, past = torch.cat((done.sequences, request), 1), done.past_key_values
             mask = F.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
 
@@ -195,21 +211,21 @@ def half_end_early(batch: int, new: int):
 
 
 def bench_sampling(
-    limit: dict, name: str, config: GPTConfig, batch: int, prompt: int, new: int, runs: int,
-    ragged=False, dtype=torch.float32, plain=False, early=False,
+    limit: dict, device: torch.device, name: str, config: GPTConfig, batch: int, prompt: int, new: int,
+    runs: int, ragged=False, dtype=torch.float32, plain=False, early=False,
 ) -> dict:  # fmt: skip
     """A row of the table on sampling. `plain`: also without a cache; `early`: also when half end early."""
-    model = never_ending(config, dtype)
+    model = never_ending(config, device, dtype)
     prompts = prompts_of(batch, prompt, ragged, config.vocab_size)
     twin = transformers_twin(model)
     ways = {"ours": lambda: ours(model, prompts, 2, new), "twin": lambda: twin(prompts, 2, new)}
     if plain:
         ways["plain"] = lambda: without_cache(model, prompts, 2, new)
-    seconds = in_turns(runs, **ways)
+    seconds = in_turns(runs, device, **ways)
     if early:
         with half_end_early(batch, new):
-            seconds |= in_turns(runs, early=ways["ours"])
-        seconds |= in_turns(runs, never=ways["ours"])
+            seconds |= in_turns(runs, device, early=ways["ours"])
+        seconds |= in_turns(runs, device, never=ways["ours"])
     kind, tokens = "ragged" if ragged else "equal", 2 * batch * new
     print(name, batch, kind, {way: spread(tokens / s, 0) for way, s in seconds.items()}, flush=True)
     row = {"model": name, "batch": batch, "prompts": kind, "tokens": tokens}
@@ -244,21 +260,23 @@ def full_log_softmax(model, reference, ids, mask, temperature):
 
 
 def update_of(
-    config: GPTConfig, batch: int, length: int, optimizer: str = "muon", straight: bool = False
-) -> tuple[Callable, int]:
+    config: GPTConfig, batch: int, length: int, device: torch.device, optimizer: str = "muon",
+    straight: bool = False, dtype: torch.dtype = torch.float32,
+) -> tuple[Callable, int]:  # fmt: skip
     """A function that makes one update, and the FLOPs that it needs.
 
     The batch has two attempts a row, which fill half of its `length` tokens. `straight`: with
     `full_log_softmax`.
     """
     torch.manual_seed(0)
-    model, reference = GPT(config), GPT(config).requires_grad_(False)
+    with device:
+        model, reference = GPT(config).to(dtype), GPT(config).to(dtype).requires_grad_(False)
+        masks = torch.zeros(batch, 2, length, dtype=torch.bool)
+        ids = torch.randint(config.vocab_size, (batch, length))
+        rows = {"ids": ids, "masks": masks, "advantages": torch.randn(batch, 2)}
+    masks[:, 0, length // 4 : length // 2], masks[:, 1, 3 * length // 4 :] = True, True
     weights = master_weights(model, {})
     optimizers = make_optimizers(train.Config(optimizer=optimizer), weights)
-    masks = torch.zeros(batch, 2, length, dtype=torch.bool)
-    masks[:, 0, length // 4 : length // 2], masks[:, 1, 3 * length // 4 :] = True, True
-    ids = torch.randint(config.vocab_size, (batch, length))
-    rows = {"ids": ids, "masks": masks, "advantages": torch.randn(batch, 2)}
     scores = full_log_softmax if straight else train.token_scores
 
     def update():
@@ -269,6 +287,7 @@ def update_of(
         for each in optimizers:
             each.step()
             each.zero_grad()
+        copy_masters(model, weights)
 
     blocks, head = weights_of(model)
     seen = length / 2  # a causal model sees half of the positions on average
@@ -279,13 +298,14 @@ def update_of(
 
 
 def bench_update(
-    limit: dict, name: str, config: GPTConfig, optimizer: str, batch: int, length: int, runs: int
-) -> list[str]:
+    limit: dict, device: torch.device, name: str, config: GPTConfig, optimizer: str, batch: int, length: int,
+    runs: int, dtype=torch.float32,
+) -> list[str]:  # fmt: skip
     """A row of the table on updates."""
-    fast, flops = update_of(config, batch, length, optimizer)
-    straight, _ = update_of(config, batch, length, optimizer, straight=True)
-    s = in_turns(runs, fast=fast, straight=straight)
-    shares = 100 * flops / s["fast"] / limit["torch.float32"]
+    fast, flops = update_of(config, batch, length, device, optimizer, dtype=dtype)
+    straight, _ = update_of(config, batch, length, device, optimizer, straight=True, dtype=dtype)
+    s = in_turns(runs, device, fast=fast, straight=straight)
+    shares = 100 * flops / s["fast"] / limit[str(dtype)]
     figures = [spread(batch * length / s["fast"], 0), spread(shares, 0, " %")]
     row = [name, optimizer, f"{batch} x {length}", *figures, spread(s["straight"] / s["fast"], 2, "x")]
     print(*row, flush=True)
@@ -293,23 +313,25 @@ def bench_update(
 
 
 def bench_step(
-    name: str, config: GPTConfig, optimizer: str, batch: int, prompt: int, new: int, runs: int
-) -> list[str]:
+    device: torch.device, name: str, config: GPTConfig, optimizer: str, batch: int, prompt: int, new: int,
+    runs: int, dtype=torch.float32,
+) -> list[str]:  # fmt: skip
     """A row of the table on whole steps: sample, score, update. Ours against plain_step.py."""
-    model, reference = never_ending(config).requires_grad_(), never_ending(config)
+    model, reference = (never_ending(config, device, dtype) for _ in range(2))
+    model.requires_grad_()
     twin, twins_reference = in_transformers(model), in_transformers(reference)
     prompts = prompts_of(batch, prompt, True, config.vocab_size)
-    correct = torch.rand(batch, 2, generator=torch.Generator().manual_seed(0)) < 0.5
+    correct = (torch.rand(batch, 2, generator=torch.Generator().manual_seed(0)) < 0.5).to(device)
     learner = Learner(model, master_weights(model, {}))
     learner.start_stage(train.Config(optimizer=optimizer), None)
     plain = plain_step.torchs_optimizers(twin, optimizer)
-    tokenizer, micro = SimpleNamespace(end_id=0, decode=lambda ids: ""), train.Config.micro_batch
+    micro = train.Config.micro_batch
 
     def fast():
-        generator = torch.Generator().manual_seed(0)
-        rollout = sample_dialogues(model, tokenizer, prompts, [FOLLOW_UP], new, 1.0, generator)
+        generator = torch.Generator(device).manual_seed(0)
+        rollout = sample_dialogues(model, TOKENIZER, prompts, [FOLLOW_UP], new, 1.0, generator)
         rewards = turn_rewards(correct, rollout, (1.0, 1.0), 10.0)
-        advantage = train.advantages(rewards, correct, torch.arange(batch), "by_outcome")
+        advantage = train.advantages(rewards, correct, torch.arange(batch, device=device), "by_outcome")
         rows = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage}
         for part in micro_batches(rows, micro):
             train.policy_loss(model, reference, part, (0.3, 0.3), 1.0, batch)[0].backward()
@@ -320,7 +342,7 @@ def bench_step(
         request = [0, *FOLLOW_UP]
         plain_step.step(twin, twins_reference, plain, prompts, request, new, correct, micro)
 
-    s = in_turns(runs, fast=fast, slow=slow)
+    s = in_turns(runs, device, fast=fast, slow=slow)
     shape = f"{batch} x 2 x {new}"
     row = [name, optimizer, shape, spread(batch / s["fast"]), spread(batch / s["slow"])]
     row.append(spread(s["slow"] / s["fast"], unit="x"))
@@ -338,9 +360,9 @@ def peak_of(way: str) -> float:
 
 
 def print_peak(way: str) -> None:
-    config, batch, length = WIDE
-    update, _ = update_of(config, batch, length, straight=way == "straight")
-    update_of(TOY, 1, 8)[0]()  # loads the libraries
+    (config, batch, length), cpu = WIDE, torch.device("cpu")
+    update, _ = update_of(config, batch, length, cpu, straight=way == "straight")
+    update_of(TOY, 1, 8, cpu)[0]()  # loads the libraries
     before = peak()
     update()
     made = 3 * config.vocab_size * config.dim * 4  # the embedding's gradient and two moments, made just now
@@ -350,7 +372,7 @@ def print_peak(way: str) -> None:
 # ---------------------------------------------------------------------------------- growth, default run
 
 
-def growth(runs: int, quick: bool) -> dict[str, dict[str, list]]:
+def growth(runs: int, quick: bool, device: torch.device) -> dict[str, dict[str, list]]:
     """Median seconds of sampling and of an update while one of four sizes grows.
 
     By the name of the size, `x` with its values and `sampling` and `update` with the seconds.
@@ -368,13 +390,13 @@ def growth(runs: int, quick: bool) -> dict[str, dict[str, list]]:
         for x in values:
             batch, new, turns, vocab_size = (usual | {name: x}).values()
             config = GPTConfig(vocab_size, n_layer=3, max_len=1024)
-            model, prompts = never_ending(config), prompts_of(batch, 8, False, vocab_size)
-            update, _ = update_of(config, batch, 8 + turns * (new + 4))
+            model, prompts = never_ending(config, device), prompts_of(batch, 8, False, vocab_size)
+            update, _ = update_of(config, batch, 8 + turns * (new + 4), device)
 
             def sampling(model=model, prompts=prompts, turns=turns, new=new):
                 ours(model, prompts, turns, new)
 
-            for part, seconds in in_turns(runs, sampling=sampling, update=update).items():
+            for part, seconds in in_turns(runs, device, sampling=sampling, update=update).items():
                 found[name][part].append(float(np.median(seconds)))
     return found
 
@@ -408,7 +430,7 @@ def draw(found: dict, machine: str) -> None:
     figure.savefig(RESULTS / "bench.png", dpi=110)
 
 
-def parts_of_default_run(steps: int, problems: int) -> str:
+def parts_of_default_run(steps: int, problems: int, device: torch.device) -> str:
     """What each part of a step costs, and what the default run takes at that pace.
 
     Measured in a run with few steps of each stage, by a clock around the functions that do the work.
@@ -417,10 +439,10 @@ def parts_of_default_run(steps: int, problems: int) -> str:
 
     def timed(part: str, function: Callable) -> Callable:
         def call(*args, **kwargs):
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            spent[stage, part] += time.perf_counter() - start
-            return result
+            result = []
+            seconds = seconds_of(lambda: result.append(function(*args, **kwargs)), device)
+            spent[stage, part] += seconds
+            return result[0]
 
         return call
 
@@ -442,7 +464,7 @@ def parts_of_default_run(steps: int, problems: int) -> str:
     ]
     with tempfile.TemporaryDirectory() as out:
         settings = {f"{name}_steps": n for name, n in few.items()}
-        c = train.Config(out=out, device="cpu", report=False, **settings)
+        c = train.Config(out=out, device=str(device), report=False, **settings)
         with contextlib.ExitStack() as stack:
             for owner, name, part in clocks:
                 stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
@@ -452,7 +474,7 @@ def parts_of_default_run(steps: int, problems: int) -> str:
             with open_run(c, "", train.stages) as (c, state):
                 train.train(c, state)
             wall = time.perf_counter() - start
-        model, c = train.load_model(Path(out) / c.name / "base.pt", "cpu")
+        model, c = train.load_model(Path(out) / c.name / "base.pt", device)
         start = time.perf_counter()
         evaluate(model, c, held_out_of(c, problems))
         evaluation = (time.perf_counter() - start) / problems
@@ -472,7 +494,11 @@ Evaluation with two greedy turns takes {1000 * evaluation:.1f} ms a problem."""
 # ---------------------------------------------------------------------------------- all of it
 
 
-def machine_name() -> str:
+def machine_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        size = torch.cuda.get_device_properties(device).total_memory / 2**30
+        name = f"{torch.cuda.get_device_name(device)} with {size:.0f} GiB"
+        return f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -483,14 +509,17 @@ def machine_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="the toy model with few runs; writes no file")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; only a CPU's results are written")
     parser.add_argument("--peak", choices=("ours", "straight"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         return print_peak(args.peak)
     for name in ("transformers", "safetensors", "matplotlib"):
         require(importlib.util.find_spec(name), f"bench.py needs {name}: pip install -e .[plots,dev]")
-    started, quick, runs = time.time(), args.quick, 2 if args.quick else 5
-    limit = limits(5 * runs, 512 if quick else 2048)  # if a limit is measured too low, all shares look good
+    started, quick, runs, device = time.time(), args.quick, 2 if args.quick else 5, pick_device(args.device)
+    require(quick or device.type == "cpu", "on a GPU take --quick, or `make gpu` for all of it")
+    # If a limit is measured too low, all shares look good.
+    limit = limits(5 * runs, 512 if quick else 2048, device)
     toy = dict(name="toy", config=TOY, prompt=8, new=16, runs=runs)
     cases = [
         toy | dict(batch=32, plain=True),
@@ -508,15 +537,15 @@ def main() -> None:
             dict(name="Qwen 0.5B shape", config=QWEN, batch=16, prompt=8, new=3, runs=3),
         ]
         updates.append(("GPT-2 124M shape", GPT2, "adamw", 8, 256, 3))  # AdamW, as in the presets
-    sampled = [bench_sampling(limit, **case) for case in cases]
-    updated = [bench_update(limit, *case) for case in updates]
+    sampled = [bench_sampling(limit, device, **case) for case in cases]
+    updated = [bench_update(limit, device, *case) for case in updates]
     whole = [("toy", TOY, "muon", 64 if quick else 128, 8, 16, runs)]
     whole += [] if quick else [("toy", TOY, "adamw", 128, 8, 16, runs)]
     whole += [] if quick else [("GPT-2 124M shape", GPT2, "adamw", 16, 16, 16, 3)]
-    stepped = [bench_step(*case) for case in whole]
+    stepped = [bench_step(device, *case) for case in whole]
     peaks = {} if quick else {way: peak_of(way) for way in ("ours", "straight")}
-    grown = growth(runs, quick)
-    parts = parts_of_default_run(2 if quick else 8, 50 if quick else 500)
+    grown = growth(runs, quick, device)
+    parts = parts_of_default_run(2 if quick else 8, 50 if quick else 500, device)
     memory = ""
     if peaks:
         config, batch, length = WIDE
@@ -530,7 +559,7 @@ with a full log-softmax {peaks["straight"]:.2f} GiB.
     step_head = ["model", "optimizer", "rows x turns x new", "ours, rows/s", "plain, rows/s", "ratio"]
     text = f"""# Benchmark
 
-Made by `make bench` on {machine_name()}, in {(time.time() - started) / 60:.0f} minutes.
+Made by `make bench` on {machine_name(device)}, in {(time.time() - started) / 60:.0f} minutes.
 Medians of {runs} runs (Qwen's sampling and GPT-2's update: 3), fastest and slowest in brackets. The peak of a
 matrix product is {single} GFLOP/s in float32 and {half} in bfloat16. A copy moves {copy} GB/s.
 
@@ -569,10 +598,10 @@ write it.
     print(text)
     if not quick:
         (RESULTS / "bench.md").write_text(text, encoding="utf-8")
-        content = {"machine": machine_name(), "limits": limit, "sampling": sampled}
+        content = {"machine": machine_name(device), "limits": limit, "sampling": sampled}
         content |= {"peak_GiB": peaks, "growth": grown}
         (RESULTS / "bench.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        draw(grown, machine_name())
+        draw(grown, machine_name(device))
 
 
 if __name__ == "__main__":

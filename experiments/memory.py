@@ -12,6 +12,7 @@ import argparse
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ import train
 from engine.cli import run_script
 from engine.hf import gpt2_config
 from engine.lora import add_lora, without_lora
-from engine.memory import LOGITS_AT_ONCE
+from engine.memory import LOGITS_AT_ONCE, empty_gpt
 from engine.optim import copy_masters, make_optimizers, master_weights
 from engine.report import markdown
 from model import GPT, GPTConfig
@@ -56,12 +57,9 @@ LOGITS_COPIES = 12  # tensors of a chunk's size that exist at the same time, as 
 
 def count(config: GPTConfig, lora: int) -> tuple[int, int]:
     """Numbers of parameters: the model's own, and those of its adapters."""
-    with torch.device("meta"):
-        model = GPT(config)
-        own = sum(p.numel() for p in model.parameters())
-        adapters = (
-            sum(p.numel() for p in add_lora(model, lora).parameters() if p.requires_grad) if lora else 0
-        )
+    model = empty_gpt(config)
+    own = sum(p.numel() for p in model.parameters())
+    adapters = sum(p.numel() for p in add_lora(model, lora).parameters() if p.requires_grad) if lora else 0
     return own, adapters
 
 
@@ -123,31 +121,47 @@ def one_update(
 ) -> float:
     """Bytes that an update adds to the process's peak before the model was made."""
     before = peak()
-    model = GPT(config).to(dtype)
-    if lora:
-        add_lora(model, lora)
-    reference = without_lora(model) if lora else GPT(config).to(dtype).requires_grad_(False)
+    _, update = update_of(config, dtype, lora, recompute, rows, tokens, torch.device("cpu"))
+    for _ in range(2):
+        update()
+    return peak() - before
+
+
+def update_of(
+    config: GPTConfig, dtype: torch.dtype, lora: int, recompute: bool, rows: int, tokens: int,
+    device: torch.device,
+) -> tuple[GPT, Callable]:  # fmt: skip
+    """A model with random weights, and a function that makes one update of it."""
+    with device:
+        model = GPT(config).to(dtype)
+        if lora:
+            add_lora(model, lora)
+        reference = without_lora(model) if lora else GPT(config).to(dtype).requires_grad_(False)
+        masks = torch.zeros(rows, 2, tokens, dtype=torch.bool)
+        ids = torch.randint(0, config.vocab_size, (rows, tokens))
+        batch = {"ids": ids, "masks": masks, "advantages": torch.ones(rows, 2)}
+    masks[:, 0, 1 : tokens // 2], masks[:, 1, tokens // 2 :] = True, True
     model.recompute = recompute
     masters = master_weights(model, {})
     optimizers = make_optimizers(train.Config(optimizer="adamw"), masters)
-    masks = torch.zeros(rows, 2, tokens, dtype=torch.bool)
-    masks[:, 0, 1 : tokens // 2], masks[:, 1, tokens // 2 :] = True, True
-    ids = torch.randint(0, config.vocab_size, (rows, tokens))
-    batch = {"ids": ids, "masks": masks, "advantages": torch.ones(rows, 2)}
-    for _ in range(2):
+
+    def update():
         train.policy_loss(model, reference, batch, (0.1, 0.1), 1.0, rows)[0].backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         copy_masters(model, masters)
-    return peak() - before
+
+    return model, update
 
 
-def peak() -> float:
-    """Bytes at the peak of this process.
+def peak(device: torch.device | None = None) -> float:
+    """Bytes at the peak: of all tensors on a CUDA device, else of this process.
 
     On Linux ru_maxrss would not do: a process inherits it from the one that started it.
     """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024

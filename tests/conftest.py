@@ -1,6 +1,12 @@
 """Small things that the tests share. Nothing here needs a GPU, a network or more than a few seconds."""
 
 import os
+import signal
+
+# A background job ignores these signals, and so would the scripts that the tests stop with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Models this small gain nothing from more threads, and suites often share their machine.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -125,7 +125,7 @@ mutant(
 )
 mutant(
     "base-stage-with-init", "a run with --init trains a base all the same", "train.py",
-    "rows = [] if c.init else [Stage(", "rows = [Stage(",
+    "if build.makes_base(c) else []", "if True else []",
     loss("stages_are_rows_of_coefficients"),
 )
 
@@ -615,8 +615,8 @@ mutant(
 )
 mutant(
     "feedback-as-request", "turn 2 is asked for as feedback is", "data/__init__.py",
-    'text = getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)',
-    'text = getattr(self.task, "CORRECTION_REQUEST", FEEDBACK_REQUEST)',
+    'getattr(task, "CORRECTION_REQUEST", CORRECTION_REQUEST)',
+    'getattr(task, "CORRECTION_REQUEST", FEEDBACK_REQUEST)',
     wiring("prompts_show_the_problem_and_ask_all_the_same"),
 )
 mutant(
@@ -668,8 +668,8 @@ mutant(
 )
 mutant(
     "sampled-called-greedy", "what the report calls greedy is sampled", "eval.py",
-    "turns=c.turns if c.test_data else max(5, c.turns))",
-    "turns=c.turns if c.test_data else max(5, c.turns), temperature=1.0)", EVAL,
+    "turns=max(5, c.turns) if is_toy else c.turns)",
+    "turns=max(5, c.turns) if is_toy else c.turns, temperature=1.0)", EVAL,
 )
 mutant(
     "greedy-called-sampled", "what the report calls sampled is greedy", "eval.py",
@@ -741,9 +741,19 @@ mutant(
 )
 mutant(
     "live-reference", "the reference is the policy itself: no KL", RUN,
-    '    if c.lora and stage.reference == "base":\n',
+    '    if c.lora and stage.reference == "base" and not makes_base(c):\n',
     '    if not c.lora:\n        return policy\n    if c.lora:\n',
     wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
+)
+mutant(
+    "reference-without-its-warm-up", "with LoRA the reference is the model before its warm-up", RUN,
+    " and not makes_base(c):", ":",
+    "tests/test_lora.py::test_on_a_task_in_words_a_pretrained_model_is_warmed_up_to_be_the_base",
+)
+mutant(
+    "missing-bytes-unseen", "a character without a token reaches tiktoken, which panics", "data/tokenizer.py",
+    'if self.missing.intersection(text.encode("utf-8", "replace")):', "if False:",
+    "tests/test_hf_tokenizer.py",
 )
 mutant(
     "lora-reference", "with LoRA the reference has the adapters", RUN,
@@ -1122,7 +1132,6 @@ def run(tree: Path, mutants: list[Mutant], edits: dict[str, str], results: dict,
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     torch.set_num_threads(1)  # for this process's children
-    torch.nn.init.normal_(torch.empty(1, device="meta"))  # the first time this loads modules for seconds
     needed = sorted({test for m in effective for test in m.tests})
     print(f"{len(effective)} mutants; first their tests without an edit", flush=True)
     code, failed = run_tests(tree, needed)

@@ -10,7 +10,7 @@ from data import held_out_problems, is_held_out, load_task, train_problems
 from data.demonstrations import demonstration, imitation
 from data.tokenizer import build_tokenizer
 
-TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2)]
+TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2), ("words", 9)]
 
 
 @pytest.mark.parametrize("name, size", TASKS)
@@ -30,7 +30,7 @@ def test_training_and_held_out_problems_are_disjoint(name, size):
 @pytest.mark.parametrize("name, size", TASKS)
 def test_demonstrations_are_what_they_claim(name, size):
     task, rng = load_task(name), Random(0)
-    tokenizer = build_tokenizer(task.DIGITS_PER_TOKEN)
+    tokenizer = build_tokenizer(getattr(task, "DIGITS_PER_TOKEN", 1))
     for i in range(300):
         problem = train_problems(task, size, 0)(i)
         assert task.parse(problem.prompt).prompt == problem.prompt
@@ -49,6 +49,10 @@ def test_honest_working_corrects_the_working_and_not_the_answer():
     assert division.honest(problem, "1467*6=8742").text == "1467*6=8802"
     assert division.attempt(problem, "right", Random(0)).text == "1457*6=8742"
     assert division.honest(problem, "gibberish") is None and division.honest(problem, "0*6") is None
+    words = load_task("words")
+    problem = words.parse("Tom has 37 pens, gets 6, loses 8. How many now?")
+    assert words.honest(problem, "36. Whatever").text == "36. Working: 37+6=43, 43-8=35"
+    assert words.honest(problem, "I think 35") is None and not words.is_correct(problem, "It is 35")
     problem = countdown.parse("3,7,5:26")
     assert countdown.honest(problem, "3*7=21,21-5=26").text == "3*7=21,21-5=16"
     assert countdown.honest(problem, "26") is None
@@ -148,6 +152,8 @@ def test_tokenizer(tokenizer):
         ("addition", "4+"),
         ("multiplication", "2**9"),
         ("countdown", "3,7:26"),
+        ("words", "Tom has 7 pens, gets 1, loses 9. How many now?"),
+        ("words", "Tom has 7 pens"),
     ],
 )
 def test_problems_that_are_none_are_refused(name, prompt):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pretrained import LAYOUTS, write_tokenizer
 
-from engine.hf_tokenizer import read_tokenizer
+from engine.hf_tokenizer import printable_bytes, read_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -88,6 +88,23 @@ def test_dialogues_are_marked_up_as_the_family_does_it(layout, tmp_path):
     if layout != "gpt2":
         assert ids == library.encode(text, add_special_tokens=False).ids
     assert ours.end_id not in ours.encode(ours.end)  # the name of a special token in a problem is only text
+
+
+def test_a_character_without_a_token_is_named_and_all_other_text_is_that_of_the_library(tmp_path):
+    """Real vocabularies lack some bytes: SmolLM2's eight, the lead bytes of empty planes among them."""
+    write_tokenizer("smollm2", tmp_path)
+    written = {b: c for c, b in printable_bytes().items()}
+    edit(tmp_path, lambda c: [c["model"]["vocab"].pop(written[b]) for b in (4, 29, 0xF1)])
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = read_tokenizer(tmp_path)
+    for character in ("\x04", "\x1d", "\U00041234"):
+        for text in (character, f"a{character}b", f"12 .{character}. é"):
+            with pytest.raises(ValueError, match="the tokenizer has no token for") as error:
+                ours.user_turn(text)
+            assert repr(character) in str(error.value) and "\n" not in str(error.value)
+    for text in ["\x05", *texts(300)]:
+        assert ours.encode(text) == library.encode(text, add_special_tokens=False).ids, repr(text)
+    assert ours.encode("\ud800")  # half of a surrogate pair has no UTF-8, which must not matter
 
 
 def test_ids_without_a_token_are_decoded_as_unknown(tmp_path):

@@ -103,7 +103,7 @@ ATTACKS = {
     "use: Unix socket": lambda p, r: connect(socket.AF_UNIX, UDP, v["unix"]),
     "use: abstract socket": lambda p, r: connect(socket.AF_UNIX, UDP, "\\0" + v["unix"]),
     "disturb: kill": lambda p, r: os.kill(v["pid"], 0),
-    "disturb: priority": lambda p, r: os.setpriority(os.PRIO_PROCESS, v["pid"], 5),
+    "disturb: priority": lambda p, r: os.setpriority(os.PRIO_PROCESS, v["pid"], v["nice"]),
     "disturb: limit": lambda p, r: resource.prlimit(v["pid"], resource.RLIMIT_CORE, (0, 0)),
     "disturb: affinity": lambda p, r: os.sched_setaffinity(v["pid"], {0}),
     "disturb: F_SETOWN": lambda p, r: signal_by_owner(
@@ -199,7 +199,8 @@ CHANNELS = {
     "key": (lambda p: libc.syscall(KEYCTL - 2, b"user", v["name"].encode(), b"1", 1, ctypes.c_long(-3)),
             lambda p: ok(libc.syscall(KEYCTL, 10, ctypes.c_long(-3), b"user", v["name"].encode(), 0))),
     "a process": (lambda p: daemon("\\0" + v["name"]), lambda p: reach("\\0" + v["name"])),
-    "priority": (lambda p: os.setpriority(0, v["pid"], 5), lambda p: os.getpriority(0, v["pid"]) == 5),
+    "priority": (lambda p: os.setpriority(0, v["pid"], v["nice"]),
+                 lambda p: os.getpriority(0, v["pid"]) == v["nice"]),
     "limit": (lambda p: resource.prlimit(v["pid"], resource.RLIMIT_CORE, (7, 7)),
               lambda p: resource.prlimit(v["pid"], resource.RLIMIT_CORE) == (7, 7)),
     "affinity": (lambda p: os.sched_setaffinity(v["pid"], {0}),
@@ -285,7 +286,7 @@ def attacks(version, layers):
     processes = {name: sleeper() for name in ("pid", "disturb: F_SETOWN", "disturb: FIOSETOWN")}
     v.update({name: process.pid for name, process in processes.items()}, unix=v["folder"] + "/unix")
     libc = ctypes.CDLL(None)
-    v["memory"] = libc.shmget(0, 4096, 0o1666)
+    v |= {"memory": libc.shmget(0, 4096, 0o1666), "nice": os.nice(0) + 1}
     kinds = (socket.AF_INET, socket.AF_UNIX, socket.AF_UNIX)
     udp, unix, abstract = (socket.socket(kind, socket.SOCK_DGRAM) for kind in kinds)
     with socket.create_server(("127.0.0.1", 0)) as tcp, udp, unix, abstract:
@@ -308,6 +309,7 @@ def channels(layers):
     v = victims("channels")
     target = sleeper()
     v |= {"pid": target.pid, "key": os.getpid() + 2**20, "name": f"mark-{os.getpid()}"}
+    v["nice"] = os.nice(0) + 1
     module = sandboxes[6]
     answer(module, layers, "channels", v, 0)
     found = answer(module, layers, "channels", v, 1)[0]

@@ -10,9 +10,10 @@ from pretrained import SHORT, even_length, logits, train_here
 
 import eval as evaluation
 import train
+from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora, without_lora
-from train import load_model
+from train import Config, load_model, stages
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +66,25 @@ def test_the_reference_of_a_lora_run_is_the_base(run):
     first, *_, last = map(json.loads, lines)
     assert first["kl_t1"] == pytest.approx(0, abs=1e-6) and first["kl_t2"] == pytest.approx(0, abs=1e-6)
     assert last["kl_t1"] + last["kl_t2"] > 1e-5
+
+
+@pytest.mark.parametrize("lora", [4, 0])
+def test_on_a_task_in_words_a_pretrained_model_is_warmed_up_to_be_the_base(run, qwen, lora):
+    """The base stage comes first, and the reference is the model after it: the KL is 0 at first."""
+    words = ["--task=words", "--size=9", f"--lora={lora}", "--lr=1e-2", "--max_new=60", "--stage2_steps=0"]
+    folder = run("words", *words, "--base_steps=2", "--base_batch=4", "--base_lr=1e-2", "--own_from=0.5")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["stage"] for row in rows] == ["base"] * 2 + ["stage1"] * 4
+    assert rows[1]["loss"] < rows[0]["loss"]
+    first, last = rows[2], rows[-1]
+    assert first["kl_t1"] == pytest.approx(0, abs=1e-6) and first["kl_t2"] == pytest.approx(0, abs=1e-6)
+    assert last["kl_t1"] + last["kl_t2"] > 1e-5
+    ids = torch.randint(0, 800, (2, 20))
+    base = logits(load_model(folder / "base.pt", "cpu")[0], ids)
+    assert (base - logits(load_pretrained(qwen), ids)).abs().max() > 1e-3
+    # A run from that base has none to make. Other drawn tasks have the toy's wording and no warm-up.
+    assert stages(Config(task="words", init=str(folder / "base.pt")))[0].name == "stage1"
+    assert stages(Config(task="division", init=str(qwen)))[0].name == "stage1"
 
 
 def test_an_export_is_the_merged_policy_with_its_tokenizer(run, qwen, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """bfloat16 with float32 copies, adapters and recomputed blocks save memory, and learning stays exact."""
 
 import contextlib
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import engine.run
 import train
 from engine.checkpoints import load
 from engine.hf import load_pretrained
-from engine.optim import copy_masters, master_weights
+from engine.memory import empty_gpt
+from engine.optim import Learner, master_weights
+from train import policy_loss
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +24,12 @@ def test_small_updates_reach_bfloat16_weights_through_their_copies(small_gpt):
     model = small_gpt().to(torch.bfloat16)
     before = [p.detach().clone() for p in model.parameters()]
     masters = master_weights(model, {})
-    optimizer = torch.optim.SGD(masters.values(), lr=1e-5)
+    learner = Learner(model, masters)
+    learner.optimizers = [torch.optim.SGD([{"params": [*masters.values()], "share": 1.0}])]
     for _ in range(300):
         for master in masters.values():
             master.grad = torch.ones_like(master)
-        optimizer.step()
-        copy_masters(model, masters)
+        learner.step(1e-5)
     for name, p, old in zip(masters, model.parameters(), before, strict=True):
         expected = old.float() - 3e-3
         assert torch.allclose(masters[name], expected, atol=1e-4)
@@ -55,6 +59,15 @@ def test_recomputing_blocks_leaves_the_gradient_alone(small_gpt):
         model(ids).logsumexp(-1).sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_model_without_numbers_has_the_same_weights_and_draws_none(small_gpt, monkeypatch):
+    """On the device "meta" `normal_` would load modules for two seconds."""
+    model = small_gpt(tie_weights=True)
+    monkeypatch.setattr(torch.Tensor, "normal_", None)
+    empty, real = empty_gpt(model.config).state_dict(), model.state_dict()
+    assert {name: p.shape for name, p in empty.items()} == {name: p.shape for name, p in real.items()}
+    assert all(p.is_meta for p in empty.values())
 
 
 MODES = [["--lora=4"], ["--dtype=bfloat16"], ["--dtype=bfloat16", "--lora=4", "--recompute=true"]]
@@ -92,3 +105,27 @@ def test_a_run_that_was_stopped_twice_equals_the_unbroken_one(mode, qwen, tmp_pa
     start = load_pretrained(qwen, dtype=base.embed.weight.dtype)
     assert torch.equal(logits(base, ids), logits(start, ids))
     assert (logits(after, ids) - logits(base, ids)).abs().max() > 1e-3
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_stays_flat_while_shapes_change(small_gpt):
+    """Libraries that keep something for each new shape of a product once took a gigabyte in a run."""
+    sizes = dict(dim=64, head_dim=16, ffn_dim=192)
+    model, reference = small_gpt(**sizes), small_gpt(**sizes)
+    rng = Random(0)
+    for step in range(160):
+        rows, width = rng.randint(1, 12), rng.randint(8, 60)
+        ids = torch.randint(0, model.config.vocab_size, (rows, width))
+        masks = torch.zeros(rows, 2, width, dtype=torch.bool)
+        masks[:, 0, 2 : width // 2], masks[:, 1, width // 2 :] = True, True
+        batch = {"ids": ids, "masks": masks, "advantages": torch.ones(rows, 2)}
+        policy_loss(model, reference, batch, (0.1, 0.1), 1.0, rows)[0].backward()
+        if step == 60:
+            before = resident()
+    assert resident() - before < 30 * 2**20

@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +10,7 @@ from random import Random
 
 import pytest
 import torch
+from scripts import LOADED
 
 import eval as evaluation
 import train
@@ -22,7 +19,6 @@ from engine.checkpoints import load
 from experiments import paper
 from experiments.paper import pair_rows, star_rows, vote, vote_curves
 
-ROOT = Path(__file__).parent.parent
 TINY = dict(
     stage1_steps=4, stage2_steps=3, eval_n=8, size=2, n_layer=1, dim=32, base_steps=6, base_batch=16,
     batch=16, micro_batch=16, max_new=11, save_every=1,
@@ -224,34 +220,40 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path, monkeypatch):
         paper.go_on(paper.dataclasses.replace(c, seed=1))
 
 
+def run_no_bonus(out: str) -> None:
+    """A forked run with a longer Stage II, in a process of its own."""
+    paper.GRIDS["test"] = TINY | {"stage2_steps": 30}
+    paper.SAMPLES, paper.BUDGETS = 4, (2,)
+    paper.run("test", out, "no_bonus", 0)
+
+
 def test_a_killed_run_goes_on_to_the_same_result(whole_grid, tmp_path):
     """SIGKILL in Stage II of a forked run; the second call gives what an unbroken run gives."""
     for name in ("base", "score"):
         shutil.copytree(whole_grid / "seed0" / name, tmp_path / "seed0" / name)
-    program = f"""
-import sys
-import experiments.paper as paper
-paper.GRIDS["test"] = dict({TINY!r}, stage2_steps=30)
-paper.SAMPLES, paper.BUDGETS = 4, (2,)
-paper.run("test", sys.argv[1], "no_bonus", 0)
-"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def start():
-        return subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, env=environment)
+        process = LOADED.Process(target=run_no_bonus, args=(str(tmp_path),))
+        process.start()
+        return process
 
-    assert start().wait(300) == 0
+    def run_to_the_end():
+        process = start()
+        process.join(300)
+        assert process.exitcode == 0
+
+    run_to_the_end()
     folder = tmp_path / "seed0" / "no_bonus"
     whole = folder.rename(folder.with_name("whole"))
     killed, log = start(), folder / "metrics.jsonl"
     deadline = time.time() + 300
     while not (log.exists() and len(log.read_text(encoding="utf-8").splitlines()) > 4 + 5):
-        assert killed.poll() is None and time.time() < deadline
+        assert killed.is_alive() and time.time() < deadline
         time.sleep(0.001)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     assert not (folder / "result.json").exists()
-    assert start().wait(300) == 0
+    run_to_the_end()
     results = [result_of(f) for f in (whole, folder)]
     assert results[0].pop("minutes") >= 0 and results[1].pop("minutes") >= 0
     assert results[0] == results[1]

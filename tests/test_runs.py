@@ -1,5 +1,7 @@
 """A run's folder and its end: one process at a time, nothing overwritten, nothing that is not finite kept."""
 
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -9,23 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import LOADED, ROOT, finish, start
 
+import eval as evaluation
+import train
 from data import Environment, load_task
 from engine.checkpoints import checkpoint_of, load, save
+from engine.cli import run_script
 from engine.folder import begin, locked, open_run
 from rollout import sample_dialogues
 from train import Config, stages
 
-ROOT = Path(__file__).parent.parent
 TINY = [
     "--size=2", "--n_layer=1", "--dim=32", "--base_steps=40", "--base_batch=8", "--stage1_steps=0",
     "--stage2_steps=0", "--batch=8", "--device=cpu", "--report=false", "--save_every=1",
 ]  # fmt: skip
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "train.py", *TINY, f"--out={folder}", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_second_process_is_kept_out_and_a_dead_ones_lock_is_taken_over(tmp_path):
@@ -91,10 +91,9 @@ def test_logits_that_are_not_finite_stop_the_sampling(small_gpt, tokenizer, temp
 
 @pytest.mark.slow
 def test_of_two_runs_in_one_folder_one_goes_on(tmp_path):
-    both = [start(tmp_path), start(tmp_path)]
-    errors = [process.communicate(timeout=240)[1] for process in both]
+    both = [finish(process) for process in [start("train.py", *TINY, f"--out={tmp_path}") for _ in range(2)]]
     assert sorted(process.returncode for process in both) == [0, 1]
-    loser = next(error for error in errors if error)
+    loser = next(process.stderr for process in both if process.stderr)
     assert loser.startswith("error: ") and loser.count("\n") == 1
     assert len((tmp_path / "default" / "metrics.jsonl").read_text().splitlines()) == 40
     assert not (tmp_path / "default" / "lock").exists()
@@ -102,22 +101,166 @@ def test_of_two_runs_in_one_folder_one_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path):
-    process, log = start(tmp_path, "--base_steps=5000"), tmp_path / "default" / "metrics.jsonl"
+    process = start("train.py", *TINY, "--base_steps=5000", f"--out={tmp_path}")
+    log = tmp_path / "default" / "metrics.jsonl"
     deadline = time.time() + 200
     while not (log.exists() and log.read_text().count("\n") >= 2):
-        assert process.poll() is None and time.time() < deadline
+        assert process.is_alive() and time.time() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and error.count("\n") == 1
+    os.kill(process.pid, signal.SIGINT)
+    stopped = finish(process)
+    error = stopped.stderr
+    assert stopped.returncode == 1 and error.count("\n") == 1
     assert error.startswith("stopped; go on with: python train.py --resume=") and "default" in error
     assert not (tmp_path / "default" / "lock").exists()
 
 
 @pytest.mark.slow
 def test_ctrl_c_while_the_libraries_load_is_one_line(tmp_path):
-    process = start(tmp_path)
-    time.sleep(0.4)
+    command = [sys.executable, ROOT / "train.py", *TINY, f"--out={tmp_path}"]  # it loads them, not a fork
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while maps.exists() and "libtorch" not in maps.read_text():  # where there is no /proc, Python has started
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0 and "Traceback" not in error and error.count("\n") <= 1
+
+
+# ---------------------------------------------------------------------------------- breaks at every point
+
+SHORT = [
+    "--size=2", "--n_layer=1", "--n_head=2", "--dim=8", "--base_steps=1", "--base_batch=8",
+    "--stage1_steps=2", "--stage2_steps=0", "--batch=4", "--save_every=1", "--eval_n=4", "--device=cpu",
+    "--report=false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def train_here(monkeypatch, capsys):
+    """train.py with these words, in this process."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+        train.main()
+
+    return run
+
+
+def content(folder: Path) -> list:
+    """What a run has made: its log without the seconds, and the weights of the base and after Stage I."""
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    files = [load(folder / f"{name}.pt")["model"] for name in ("base", "stage1")]
+    weights = [{name: w.tolist() for name, w in file.items()} for file in files]
+    return [[{**row, "seconds": None} for row in rows], weights]
+
+
+def broken_run(words: list[str], moment: str, number: int) -> None:
+    """train.py, in a process that has been forked for it, until the break."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    name = "fsync" if moment == "disk full" else "replace"  # a file is written, then renamed
+    real, calls = getattr(os, name), itertools.count(1)
+
+    def call(*args):
+        breaks = next(calls) == number
+        if breaks and moment == "disk full":
+            raise OSError(28, "No space left on device")
+        if breaks:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+
+    setattr(os, name, call)
+    sys.argv = ["train.py", *words]
+    run_script(train.main)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["killed", "disk full"])
+def test_a_run_that_breaks_at_any_write_goes_on_bit_for_bit(moment, train_here, tmp_path):
+    """Each file of a run is written under another name and renamed, so these are all the points there are."""
+    train_here(*SHORT, f"--out={tmp_path}", "--name=whole")
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        words = [*SHORT, f"--out={tmp_path}", f"--name={number}"]
+        process = LOADED.Process(target=broken_run, args=(words, moment, number))
+        process.start()
+        process.join(240)
+        if process.exitcode == 0:  # it has fewer writes
+            break
+        assert process.exitcode == (1 if moment == "disk full" else -signal.SIGKILL)
+        if (folder / "last.pt").exists():
+            train_here(f"--resume={folder}")
+        else:
+            train_here(*words, "--overwrite=true")
+        assert content(folder) == content(tmp_path / "whole"), number
+    assert number == (7 if moment == "disk full" else 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["with a blank", "caf\u00e9 \u6570", "..dots", "-dash", "per%cent", "link"])
+def test_folders_of_any_name_can_be_used_and_moved(name, train_here, tmp_path, monkeypatch):
+    if name == "link":
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / name).symlink_to("elsewhere")
+    train_here(*SHORT, f"--out={tmp_path}", f"--name={name}")
+    moved = (tmp_path / name).rename(tmp_path / f"{name} moved")
+    train_here(f"--resume={moved}")  # it is at its end
+    monkeypatch.setattr(sys, "argv", ["eval.py", str(moved)])
+    evaluation.main()
+    assert "| stage1 | greedy |" in (moved / "report.md").read_text(encoding="utf-8")
+
+
+EXTREMES = [
+    "base_lr=10", "lr=10", "stage2_lr=10", "lr=10 max_grad_norm=1e30", "optimizer=adamw lr=10 stage2_lr=10",
+    "max_grad_norm=1e-6", "max_grad_norm=1e300", "temperature=0.001", "temperature=1000", "alpha=1e30",
+    "alpha=1e38", "alpha=1e300", "beta1=1e30 beta2=1e30", "beta1=1e300", "stage2_beta=1e38", "gamma=1",
+    "stage2_weight1=1e38", "stage2_weight2=1e300", "batch=1", "batch=1 micro_batch=1", "turns=6",
+    "seed=9223372036854775807", "right=1 copy=0", "copy=1 right=0", "copy=0 right=0", "right_first=0",
+    "adam_share=0", "lr=0 stage2_lr=0", "baseline=rloo samples_per_problem=4", "dtype=bfloat16 lr=10",
+    "offline_share=1", "own_from=0", "sample_batch=1", "max_new=11", "max_new=2000",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", EXTREMES)
+def test_extreme_settings_end_well_or_in_one_line_and_leave_finite_weights(settings, train_here, tmp_path):
+    words = [word.replace("stage2_steps=0", "stage2_steps=1") for word in SHORT]
+    words += [f"--{setting}" for setting in settings.split()]
+    try:
+        train_here(*words, f"--out={tmp_path}", "--name=run")
+    except FloatingPointError as error:
+        assert "\n" not in str(error)
+    files = list(tmp_path.glob("run/*.pt"))
+    assert tmp_path / "run" / "last.pt" in files
+    for file in files:
+        load(file)  # a ValueError if a weight is not finite
+    for row in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        json.loads(row, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_go_on_with_a_run_one_does(train_here, tmp_path):
+    train_here(*SHORT, f"--out={tmp_path}", "--name=whole")
+    process = LOADED.Process(
+        target=broken_run, args=([*SHORT, f"--out={tmp_path}", "--name=run"], "killed", 6)
+    )
+    process.start()
+    process.join(240)
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="writes into .*: wait for its end"):
+        train_here(f"--resume={tmp_path / 'run'}")
+    train_here(f"--resume={tmp_path / 'run'}")
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_report_is_one_line(train_here, tmp_path):
+    train_here(*SHORT, f"--out={tmp_path}", "--name=run", "--eval_n=20")
+    process = start("eval.py", tmp_path / "run")
+    while "evaluating" not in (process.output / "stdout").read_text():
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    stopped = finish(process)
+    assert stopped.returncode == 1 and stopped.stderr == "stopped\n"

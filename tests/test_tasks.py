@@ -1,7 +1,6 @@
 """Tasks that read their problems from files: reading, runs by the real scripts, offline repair."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from pretrained import SHORT, even_length, train_here
+from scripts import finish, script, start
 
 import eval as evaluation
 import train
@@ -21,8 +21,6 @@ from engine.settings import parse_args
 from train import Config
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
 
 
 def row(task: str, i: int) -> dict:
@@ -88,16 +86,16 @@ def test_a_missing_file_is_named(tmp_path):
 # ---------------------------------------------------------------------------------- training
 
 
-def script(name: str, *args) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / name, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def train_and_report(folder: Path, *words) -> None:
+    """By the real scripts."""
+    for done in (script("train.py", *words), script("eval.py", folder)):
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_run_of_no_steps_evaluates_the_pretrained_model(qwen, tmp_path):
     """By the real scripts, as a user does it before training, and in bfloat16."""
-    none = ["--stage1_steps=0", "--stage2_steps=0", "--dtype=bfloat16"]
-    done = script("train.py", *SHORT, *none, f"--init={qwen}", f"--out={tmp_path}", "--name=base")
-    assert done.returncode == 0, done.stderr
+    none = ["--stage1_steps=0", "--stage2_steps=0", "--dtype=bfloat16", "--report=false"]
+    train_and_report(tmp_path / "base", *SHORT, *none, f"--init={qwen}", f"--out={tmp_path}", "--name=base")
     assert "| base | greedy | 0.0" in (tmp_path / "base" / "report.md").read_text(encoding="utf-8")
 
 
@@ -106,18 +104,18 @@ def test_a_run_on_files_survives_a_kill_and_writes_its_report(task, qwen, tmp_pa
     """Both stages by the real scripts, with LoRA on a random model."""
     ranges = (range(700, 712), range(20, 26)) if task == "mbpp" else (range(12), range(6))
     files = write_files(tmp_path, task, *ranges)
-    preset = "--preset=mbpp" if task == "mbpp" else "--preset=gsm8k-laptop"
-    quick = [*SHORT, "--dtype=float32", "--batch=4", "--eval_n=3"]  # bfloat16 is slow on many CPUs
+    preset = "--preset=mbpp" if task == "mbpp" else "--preset=gsm8k"
+    # bfloat16 is slow on many CPUs
+    quick = [*SHORT, "--dtype=float32", "--batch=4", "--eval_n=3", "--report=false"]
     words = [preset, "--lora=4", f"--init={qwen}", *files, *quick, f"--out={tmp_path}", "--name=run"]
     log = tmp_path / "run" / "metrics.jsonl"
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *words], stdout=subprocess.DEVNULL)
+    process = start("train.py", *words)
     while not (log.exists() and log.read_text(encoding="utf-8").count("\n") >= 3):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.wait()
-    done = script("train.py", f"--resume={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
+    finish(process)
+    train_and_report(tmp_path / "run", f"--resume={tmp_path}/run")
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [("stage1", step) for step in (1, 2, 3, 4)] + [("stage2", step) for step in (1, 2, 3)]
     assert [(row["stage"], row["step"]) for row in rows] == steps
@@ -183,6 +181,29 @@ def test_what_eval_offers_for_tasks_from_files(evaluate, tmp_path):
         evaluate("--problem=1+1")
     with pytest.raises(ValueError, match="--n is for one checkpoint"):
         evaluate("--n=2", path="run")
+
+
+def test_eval_takes_the_folder_of_a_checkpoint_as_it_stands(qwen, tmp_path, monkeypatch, capsys):
+    write_files(tmp_path, "gsm8k", range(3), range(5))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["eval.py", str(qwen), "--device=cpu", "--max_new=5", *words])
+        evaluation.main()
+        return capsys.readouterr().out
+
+    saved = tmp_path / "saved.jsonl"
+    metrics = json.loads(call("--task=gsm8k", f"--test_data={tmp_path}/test", f"--save={saved}", "--json"))
+    assert metrics["n"] == 5
+    tokenizer, row = read_tokenizer(qwen), json.loads(saved.read_text(encoding="utf-8").splitlines()[0])
+    ids, model = tokenizer.user_turn(row["prompt"]), load_pretrained(qwen)
+    with torch.no_grad():
+        for _ in range(5):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert row["attempts"][0] == tokenizer.decode(ids[-5:])
+    prompt = "Tom has 37 pens, gets 6, loses 8. How many now?"
+    assert prompt in call("--task=words", f"--problem={prompt}")
+    with pytest.raises(ValueError, match="task=gsm8k needs"):
+        call("--task=gsm8k")
 
 
 @pytest.mark.parametrize("attempt", ["#### 1", ""], ids=["right, though it was cut off", "empty"])

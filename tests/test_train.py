@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from scripts import finish, script, start
 
 import train
 from data import held_out_problems, load_task, train_problems
@@ -22,7 +21,6 @@ from engine.settings import parse_args
 from eval import evaluate, swap_test
 from train import Config, load_model
 
-ROOT = Path(__file__).parent.parent
 TINY = [
     "--size=2",
     "--n_layer=1",
@@ -38,11 +36,6 @@ TINY = [
     "--eval_n=20",
     "--device=cpu",
 ]
-
-
-def script(name, *args, cwd=ROOT):
-    command = [sys.executable, ROOT / name, *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
 def run_here(tmp_path, monkeypatch, name, *extra):
@@ -147,27 +140,19 @@ def test_a_run_may_make_the_base_alone(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [1, 3, 9, 14])
-def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows):
-    """T8: SIGKILL a real process in each stage, resume in another: weights, optimiser and metrics bit for
-    bit.
+@pytest.mark.parametrize("rows, end", [(1, "SIGTERM"), (3, "SIGKILL"), (9, "SIGHUP"), (14, "SIGKILL")])
+def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows, end):
+    """T8: a real process is killed in each stage and goes on in another: weights, optimiser and metrics bit
+    for bit.
     """
     whole = run_here(tmp_path, monkeypatch, "whole")
-    command = [
-        sys.executable,
-        ROOT / "train.py",
-        *TINY,
-        f"--out={tmp_path}",
-        "--name=killed",
-        "--report=false",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = start("train.py", *TINY, f"--out={tmp_path}", "--name=killed", "--report=false")
     log = tmp_path / "killed" / "metrics.jsonl"
     while not (log.exists() and len(log.read_text().splitlines()) >= rows):
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, getattr(signal, end))
+    assert finish(process).returncode == -getattr(signal, end)
     (tmp_path / "killed" / "stage2.pt").unlink(missing_ok=True)
     with open(log, "a") as file:
         file.write('{"stage": "cut in the mid')  # as a power cut may leave it
