@@ -561,7 +561,7 @@ def test_the_base_meets_its_own_attempts_in_its_last_part(small_gpt, tokenizer, 
     env = environment(tokenizer, lambda *_: Problem("8742/6", "1457"))
     for step, share in ((9, 0), (10, 12 // OWN_ONE_IN)):
         said = [text for text, _ in taught_dialogues(c, step, env, small_gpt())]
-        assert sum("<|assistant|>1111*6=6666<|end|>" in text for text in said) == share
+        assert sum("<|assistant|>1111*6=6666<<|end|>" in text for text in said) == share
 
 
 def test_the_base_begins_with_easier_problems(small_gpt, tokenizer):
