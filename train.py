@@ -50,10 +50,10 @@ class Config(Settings):
     """SCoRe: stages, rewards, KL"""
 
     turns: int = option(2, "attempts; with 3 or more Stage I has several parts (ICLR version, A.1)", 2, 6)
-    stage1_steps: int = option(190, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
-    stage2_steps: int = option(120, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
+    stage1_steps: int = option(300, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
+    stage2_steps: int = option(150, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
     interleave: int = option(1, "how often the two stages alternate (v1 of the paper: 2)", 1)
-    batch: int = option(128, "dialogues an update", 1, 10**4)
+    batch: int = option(256, "dialogues an update", 1, 10**4)
     samples_per_problem: int = option(1, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
     baseline: str = option("by_outcome", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))
     lr: float = option(0.005, "learning rate in Stage I", 0, 10)
@@ -70,7 +70,7 @@ class Config(Settings):
         0.0, "a turn's credit for the next one's return in Stage II; the paper's value", 0, 1
     )
     beta1: float = option(0.01, "KL weight of turn 2 in Stage I: weak", 0)
-    beta2: float = option(0.2, "KL weight of turn 1 in Stage I: strong", 0)
+    beta2: float = option(0.5, "KL weight of turn 1 in Stage I: strong", 0)
     stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold", 0)
     stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL", 0)
     stage2_weight2: float = option(1.0, "Stage II's weight of later turns' rewards; 0 also drops their KL", 0)

@@ -129,14 +129,14 @@ def train_problems(
     task, size: int, seed: int, train_data: str = "", test_data: str = ""
 ) -> Callable[[int], Problem]:
     """A function that gives training problem number i. It depends on (seed, i) alone, so resuming needs no
-    saved position.
+    saved position. For a task that draws its problems it takes another size, too: problem(i, size).
 
     Problems from files come in a new order in each epoch. A problem that is also in the test file is left
     out.
     """
     if hasattr(task, "sample"):
 
-        def drawn(index: int) -> Problem:
+        def drawn(index: int, size: int = size) -> Problem:
             rng = Random(f"{seed}/train/{index}")
             while is_held_out((problem := task.sample(rng, size)).prompt, seed):
                 pass

@@ -8,9 +8,10 @@ answer. At times it mends it, at times it spoils it, whatever its first attempt 
 - First attempts that are right teach the task. After a wrong first attempt only the honest working is taught;
   the wrong answer is context. A model that writes what is true beside its mistakes leaves evidence to correct
   by.
-- After a part of the training, wrong first attempts are sampled from the model instead of made up. A model
-  that has seen honest working beside made-up mistakes alone believes its own mistakes: it wrote "r0" after
-  all of them.
+- After a part of the training, one in three of those first attempts is the model's own; the others are made
+  up, half near misses and half unrelated. A model that never sees its own mistakes believes them. A model
+  that sees only its own attempts, which are right more and more often, does not learn true checks: beside a
+  right quotient the check is a copy of the dividend.
 - Later turns copy the attempt before (the habit that RL must break), are right (the ability that RL can
   find), or miss nearly (so that asking again makes the base worse). They are drawn without a look at what
   stood before, so the base does not correct.
@@ -25,7 +26,7 @@ from data import Environment, Problem, correction_request, feedback_request, is_
 from data.reading import reading
 from data.tokenizer import Tokenizer
 
-MADE_UP_MISTAKES = ("near", "near", "near", "far")  # most can be mended by their working
+MADE_UP_MISTAKES = ("near", "far")
 
 
 def demonstration(

@@ -1,10 +1,10 @@
-"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682r60`, and after correction
-`1457*6=8742r0`.
+"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682<`, and after correction
+`1457*6=8742=`.
 
-Only the quotient is graded. The check is there for correction to go by: the product of a wrong quotient
-misses the dividend, and the remainder says by how much, so who reads it can mend the quotient: 60 is ten
-times 6 too little. (How far a trained model writes true checks and goes by them is measured: `swap_test` in
-eval.py.) `size` is the number of the quotient's digits.
+Only the quotient is graded. The check is there for correction to go by: the product, and whether it is
+smaller than the dividend (`<`), larger (`>`) or equal (`=`). A reader sees at once that a quotient is wrong,
+and in which direction; which digit it is, the product shows. (How far a trained model writes true checks and
+goes by them is measured: `swap_test` in eval.py.) `size` is the number of the quotient's digits.
 """
 
 import re
@@ -45,8 +45,9 @@ def level(problem: Problem) -> int:
 
 def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
     quotient = problem.answer
-    if kind == "near":  # one digit wrong, at times two
-        for place in rng.sample(range(len(quotient)), min(len(quotient), rng.choice((1, 1, 2)))):
+    if kind == "near":  # as a model errs: the inner digits are the hard ones
+        places = range(1, len(quotient) - 1) if len(quotient) > 2 else range(len(quotient))
+        for place in rng.sample(places, min(len(places), rng.choice((1, 1, 2)))):
             low = 1 if place == 0 else 0  # a quotient does not begin with 0
             digit = rng.choice([d for d in range(low, 10) if d != int(quotient[place])])
             quotient = f"{quotient[:place]}{digit}{quotient[place + 1 :]}"
@@ -63,4 +64,5 @@ def honest(problem: Problem, text: str) -> Attempt | None:
 def with_check(problem: Problem, quotient: str) -> Attempt:
     dividend, divisor = map(int, problem.prompt.split("/"))
     product = int(quotient) * divisor
-    return Attempt(f"{quotient}*", f"{divisor}={product}r{dividend - product}")
+    sign = "<" if product < dividend else ">" if product > dividend else "="
+    return Attempt(f"{quotient}*", f"{divisor}={product}{sign}")

@@ -21,9 +21,9 @@ class TaskSettings:
     size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 1000)
     train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
     test_data: str = option("", "file of held-out problems; training problems that are in it are left out")
-    n_layer: int = option(3, "transformer blocks; fewer are quicker but may not learn the checks", 1, 1000)
+    n_layer: int = option(2, "transformer blocks; with 3 it is no better after the same seconds", 1, 1000)
     n_head: int = option(4, "attention heads", 1, 1000)
-    dim: int = option(128, "width; the default model has 0.7 M parameters", 1, 10**5)
+    dim: int = option(128, "width; the default model has 0.4 M parameters", 1, 10**5)
     init: str = option("", "start from this base: a .pt file or the folder of a Hugging Face checkpoint")
     tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if the --init folder has none")
 
@@ -32,7 +32,7 @@ class TaskSettings:
 class BaseSettings:
     """the base model: supervised training before the two stages"""
 
-    base_steps: int = option(700, "steps; with fewer its checks are not true: nothing to mend by", 1, STEPS)
+    base_steps: int = option(800, "steps; with fewer its checks are not true: nothing to mend by", 1, STEPS)
     base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**4)
     base_lr: float = option(
         0.02, "learning rate; with --optimizer=adamw take a tenth of every learning rate", 0, 10
@@ -40,7 +40,8 @@ class BaseSettings:
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
     right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
-    own_from: float = option(0.3, "after this part of the steps, wrong first attempts are its own", 0, 1)
+    easy_until: float = option(0.5, "until this part of the steps, easier problems are mixed in", 0, 1)
+    own_from: float = option(0.3, "after this part of the steps, some first attempts are its own", 0, 1)
     imitate: str = option("", "JSONL of dialogues (prompt, attempts): the last attempt is imitated before RL")
     imitate_steps: int = option(
         100, "steps on that file, `batch` dialogues each, at learning rate `lr`", 1, STEPS

@@ -14,6 +14,8 @@ from engine.sharding import unsharded
 from model import GPT
 from rollout import right_pad
 
+OWN_ONE_IN = 3  # of the wrong first attempts; the others are made up, see data/demonstrations.py
+
 
 def supervised_loss(model: GPT, batch: dict, tokens: int) -> Tensor:
     """Cross-entropy over the taught tokens. `tokens` is their number in the whole batch: micro-batches add
@@ -52,18 +54,27 @@ def demonstrations(c, env: Environment, model: GPT, step: int) -> list[tuple[lis
     """This process's share of the base's dialogues of one step, each (ids, taught)."""
     turns = demonstration_turns(step)
     mine = my_rows(max(1, c.base_batch * 2 // turns))  # longer dialogues, fewer of them
-    problems = [env.problem(step * c.base_batch + i) for i in mine]
+    problems = [env.problem(step * c.base_batch + i, size_of(c, step, i)) for i in mine]
     attempts = [None] * len(problems)
     if turns == 2 and step >= c.own_from * c.base_steps:
         generator = training_generator(model, c.seed, "own", step)
-        prompts = env.prompts(problems)
+        prompts = env.prompts(problems[::OWN_ONE_IN])
         sampled = sample_many(unsharded(model), env, prompts, [], c, c.temperature, generator)
-        attempts = [texts[0] for texts in sampled.texts]
+        attempts[::OWN_ONE_IN] = [texts[0] for texts in sampled.texts]
     dialogues, shares = [], (c.right_first, c.copy, c.right)
     for i, problem, attempt in zip(mine, problems, attempts, strict=True):
         rng = Random(seeded(c.seed, "demo", step, i))
         dialogues.append(demonstration(env.task, env.tokenizer, problem, rng, turns, *shares, attempt))
     return dialogues
+
+
+def size_of(c, step: int, i: int) -> int:
+    """The size of a demonstration's problem. First the sizes are mixed, from half of `c.size` on: what is
+    learned on short numbers helps with long ones, so the base needs fewer steps (ours).
+    """
+    if step >= c.easy_until * c.base_steps:
+        return c.size
+    return Random(seeded(c.seed, "size", step, i)).randint((c.size + 1) // 2, c.size)
 
 
 def demonstration_turns(step: int) -> int:

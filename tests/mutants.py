@@ -954,8 +954,18 @@ mutant(
     wiring("the_base_meets_its_own_attempts_in_its_last_part"),
 )
 mutant(
+    "base-never-easy", "the base has no easier problems to begin with", SUPERVISED,
+    "if step >= c.easy_until * c.base_steps:", "if True:",
+    wiring("the_base_begins_with_easier_problems"),
+)
+mutant(
+    "base-always-easy", "the base has easier problems to its end", SUPERVISED,
+    "if step >= c.easy_until * c.base_steps:", "if False:",
+    wiring("the_base_begins_with_easier_problems"),
+)
+mutant(
     "base-problems-again", "every step of the base has the same problems", SUPERVISED,
-    "env.problem(step * c.base_batch + i)", "env.problem(i)",
+    "env.problem(step * c.base_batch + i, ", "env.problem(i, ",
     wiring("every_step_of_the_base_has_other_problems_and_other_mistakes"),
 )
 mutant(

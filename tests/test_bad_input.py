@@ -938,8 +938,8 @@ HUMANEVAL = {
     "entry_point": "f",
     "test": "def check(f):\n    assert f(1) == 1",
 }
-IMITATE = {"prompt": "112/8", "attempts": ["13*8=104r8", "14*8=112r0"]}
-REPAIR = {"prompt": "112/8", "answer": "14", "attempts": ["13*8=104r8"]}
+IMITATE = {"prompt": "112/8", "attempts": ["13*8=104<", "14*8=112="]}
+REPAIR = {"prompt": "112/8", "answer": "14", "attempts": ["13*8=104<"]}
 ROWS = {
     "gsm8k": GSM8K,
     "math": MATH,
@@ -1051,7 +1051,7 @@ BAD_ROWS = {
     **rows_with("repair", "prompt", NO_TEXTS),
     **rows_with("repair", "answer", NO_TEXTS),
     **rows_with("repair", "attempts", (..., None, 3, {"a": 1}, True, [], [3], [None], [["14"]], "14")),
-    "repair: nothing is wrong": ("repair", line(REPAIR | {"attempts": ["14*8=112r0"]})),
+    "repair: nothing is wrong": ("repair", line(REPAIR | {"attempts": ["14*8=112="]})),
     "repair: nothing is written": ("repair", line(REPAIR | {"attempts": [" "]})),
     "imitate: a held-out problem": (
         "imitate",

@@ -79,9 +79,9 @@ def test_tasks_that_can_not_judge_a_typed_problem_show_no_mark():
 
 def test_only_a_terminal_gets_colours(monkeypatch):
     environment = chat.make_environment(C, training=False)
-    assert chat.mark(environment, parse("96/8"), "12*8=96r0", False) == "   (right)"
+    assert chat.mark(environment, parse("96/8"), "12*8=96=", False) == "   (right)"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert chat.mark(environment, parse("96/8"), "12*8=96r0", False) == "   \033[32m(right)\033[0m"
+    assert chat.mark(environment, parse("96/8"), "12*8=96=", False) == "   \033[32m(right)\033[0m"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert chat.mark(environment, parse("96/8"), "12*8=96r0", False) == "   (right)"
+    assert chat.mark(environment, parse("96/8"), "12*8=96=", False) == "   (right)"

@@ -45,9 +45,9 @@ def test_demonstrations_are_what_they_claim(name, size):
 def test_honest_working_corrects_the_working_and_not_the_answer():
     division, countdown = load_task("division"), load_task("countdown")
     problem = division.parse("8742/6")
-    assert division.honest(problem, "1447*6=1").text == "1447*6=8682r60"
-    assert division.honest(problem, "1467*6=8742r0").text == "1467*6=8802r-60"
-    assert division.attempt(problem, "right", Random(0)).text == "1457*6=8742r0"
+    assert division.honest(problem, "1447*6=1").text == "1447*6=8682<"
+    assert division.honest(problem, "1467*6=8742").text == "1467*6=8802>"
+    assert division.attempt(problem, "right", Random(0)).text == "1457*6=8742="
     assert division.honest(problem, "gibberish") is None and division.honest(problem, "0*6") is None
     words = load_task("words")
     problem = words.parse("Tom has 37 pens, gets 6, loses 8. How many now?")
@@ -115,11 +115,11 @@ def test_half_of_the_long_demonstrations_give_honest_feedback(tokenizer):
 
 
 def test_of_an_imitated_dialogue_the_last_attempt_is_taught(tokenizer):
-    request, attempts = tokenizer.user_turn("check", first=False), ["1447*6=8682r60", "1457*6=8742r0"]
+    request, attempts = tokenizer.user_turn("check", first=False), ["1447*6=8682<", "1457*6=8742="]
     ids, taught = imitation(tokenizer, "8742/6", attempts, request)
-    said = "<|user|>8742/6<|assistant|>1447*6=8682r60<|end|><|user|>check<|assistant|>1457*6=8742r0<|end|>"
+    said = "<|user|>8742/6<|assistant|>1447*6=8682<<|end|><|user|>check<|assistant|>1457*6=8742=<|end|>"
     assert tokenizer.decode(ids) == said and len(taught) == len(ids)
-    assert tokenizer.decode([i for i, t in zip(ids, taught, strict=True) if t]) == "1457*6=8742r0<|end|>"
+    assert tokenizer.decode([i for i, t in zip(ids, taught, strict=True) if t]) == "1457*6=8742=<|end|>"
 
 
 def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):

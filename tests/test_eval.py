@@ -201,8 +201,8 @@ def test_swap_test_of_a_model_that_repeats_what_it_reads(monkeypatch):
 
     monkeypatch.setattr(evaluation, "sample_many", repeat)
     own = [
-        ("84/6", "14*6=84r0", True),
-        ("96/8", "13*8=104r-8", False),
+        ("84/6", "14*6=84=", True),
+        ("96/8", "13*8=104>", False),
         ("75/5", "25*5=1", False),
         ("52/4", "1", False),
     ]

@@ -180,7 +180,7 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     plain = weights(run_here(tmp_path, monkeypatch, "plain") / "stage2.pt")
     start, traces = f"--init={tmp_path}/plain/base.pt", tmp_path / "traces.jsonl"
     problem = train_problems(load_task("division"), 2, 0)(0)
-    traces.write_text(json.dumps({"prompt": problem.prompt, "attempts": ["12*6=72r12", "14*6=84r0"]}) + "\n")
+    traces.write_text(json.dumps({"prompt": problem.prompt, "attempts": ["12*6=72<", "14*6=84="]}) + "\n")
     for name, option in [
         ("offline", ["--offline_share=0.5"]),
         ("all_offline", ["--offline_share=1"]),

@@ -23,7 +23,7 @@ from engine.folder import open_run
 from engine.optim import Learner, master_weights
 from engine.run import Run
 from engine.sampling import sample_many, training_rollouts
-from engine.supervised import supervised_batch
+from engine.supervised import OWN_ONE_IN, supervised_batch
 from model import GPT
 from rewards import correctness, turn_rewards
 from train import Config, Stage, problem_number, rollout_batch, stages
@@ -543,7 +543,7 @@ def test_copy_and_right_are_the_shares_that_they_say(small_gpt, tokenizer):
 
 def test_every_step_of_the_base_has_other_problems_and_other_mistakes(small_gpt, tokenizer):
     c, model = Config(base_batch=12), small_gpt()
-    env, fixed = environment(tokenizer), environment(tokenizer, lambda i: Problem("8742/6", "1457"))
+    env, fixed = environment(tokenizer), environment(tokenizer, lambda *_: Problem("8742/6", "1457"))
     zero, one = (taught_dialogues(c, step, env, model) for step in (0, 1))
     begins = [{said.split("<|assistant|>")[0] for said, _ in dialogues} for dialogues in (zero, one)]
     assert len(begins[0] & begins[1]) < 3
@@ -551,17 +551,29 @@ def test_every_step_of_the_base_has_other_problems_and_other_mistakes(small_gpt,
 
 
 def test_the_base_meets_its_own_attempts_in_its_last_part(small_gpt, tokenizer, monkeypatch):
-    """From `own_from` on its wrong first attempts are sampled, and their working is made true."""
+    """From `own_from` on some of its first attempts are sampled, and their working is made true."""
 
     def sample(model, env, prompts, *_):
         return SimpleNamespace(texts=[["1111*"]] * len(prompts))
 
     monkeypatch.setattr(supervised, "sample_many", sample)
     c = Config(base_batch=12, base_steps=20, own_from=0.5, right_first=0.0)
-    env = environment(tokenizer, lambda i: Problem("8742/6", "1457"))
-    for step, own in ((9, False), (10, True)):
+    env = environment(tokenizer, lambda *_: Problem("8742/6", "1457"))
+    for step, share in ((9, 0), (10, 12 // OWN_ONE_IN)):
         said = [text for text, _ in taught_dialogues(c, step, env, small_gpt())]
-        assert all(("<|assistant|>1111*6=6666r2076<|end|>" in text) == own for text in said)
+        assert sum("<|assistant|>1111*6=6666<<|end|>" in text for text in said) == share
+
+
+def test_the_base_begins_with_easier_problems(small_gpt, tokenizer):
+    """Until `easy_until` the sizes are mixed, from half of `size` on. RL never sees the easier ones."""
+    c = Config(size=4, base_batch=40, base_steps=10, easy_until=0.5, own_from=1.0)
+    task = load_task("division")
+    env = environment(tokenizer, train_problems(task, 4, 0))
+    for step, sizes in ((4, {2, 3, 4}), (5, {4})):
+        said = [text for text, _ in taught_dialogues(c, step, env, small_gpt())]
+        prompts = [text.removeprefix("<|user|>").split("<|")[0] for text in said]
+        assert {len(task.parse(prompt).answer) for prompt in prompts} == sizes
+    assert {len(env.problem(i).answer) for i in range(200)} == {4}
 
 
 def test_every_step_imitates_other_dialogues(small_gpt, tokenizer):
