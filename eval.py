@@ -22,6 +22,7 @@ import torch
 from data import Environment, Problem, load_task
 from data.demonstrations import swapped_attempts
 from engine.build import held_out_of, make_environment, overridden, pick_device, problems_of
+from engine.build import training_problems_of
 from engine.chat import chat
 from engine.cli import run_script
 from engine.export import export
@@ -171,8 +172,10 @@ def report(folder: Path, device: torch.device) -> None:
         is_toy = hasattr(load_task(c.task), "DIGITS_PER_TOKEN")  # there more turns cost little
         greedy, transcripts = evaluate(model, c, problems, turns=max(5, c.turns) if is_toy else c.turns)
         sampled, _ = evaluate(model, c, problems, temperature=1.0)
-        swap, moved = swap_test(model, c, transcripts), drift(model, base, c, problems)
-        results[name] = {"greedy": greedy, "sampled": sampled, "swap": swap, "drift_kl": moved}
+        training, _ = evaluate(model, c, training_problems_of(c, c.eval_n))
+        results[name] = {"greedy": greedy, "sampled": sampled, "training": training}
+        results[name]["swap"] = swap_test(model, c, transcripts)
+        results[name]["drift_kl"] = drift(model, base, c, problems)
         del model  # before the next is read
     write_report(folder, c, results, transcripts)
     print(f"{table(results)}\n\n{folder / 'report.md'} has the whole report")

@@ -71,6 +71,14 @@ def held_out_of(c: Settings, n: int) -> list[Problem]:
     return held_out_problems(load_task(c.task), c.size, c.seed, n, c.test_data)
 
 
+def training_problems_of(c: Settings, n: int) -> list[Problem]:
+    """Up to `n` different problems that training draws from. Who is better on them than on held-out ones has
+    memorised.
+    """
+    problem = train_problems(load_task(c.task), c.size, c.seed, c.train_data, c.test_data)
+    return list({p.prompt: p for p in map(problem, range(3 * n))}.values())[:n]
+
+
 def make_tokenizer(c: Settings) -> Tokenizer:
     """The toy task's tokenizer, or that of the pretrained checkpoint."""
     if c.tokenizer or (c.init and Path(c.init).is_dir()):

@@ -63,7 +63,8 @@ def report_text(c, results: dict, minutes: float, transcripts: list, pictures: l
         "",
         f"Settings other than the defaults: {changed or 'none'}. Training took {minutes:.1f} minutes.",
         "",
-        f"Percent of {n} held-out problems ± standard error. Greedy, or sampled at temperature 1.",
+        f"Percent of {n} held-out problems ± standard error. Greedy, or sampled at temperature 1. The third",
+        "row is greedy on problems that it trained on: who is much better there has memorised.",
         "",
         table(results),
         "",
@@ -96,7 +97,7 @@ def table(results: dict) -> str:
     """Markdown: the metrics of each checkpoint in percent ± one standard error."""
     rows = []
     for name, result in results.items():
-        for decoding in ("greedy", "sampled"):
+        for decoding in ("greedy", "sampled", "training"):
             m = result[decoding]
             cells = []
             for k in COLUMNS:

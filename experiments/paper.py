@@ -35,7 +35,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without being installed
 
 from data import Problem, load_task, train_problems
-from engine.build import held_out_of, make_tokenizer
+from engine.build import held_out_of, make_tokenizer, training_problems_of
 from engine.checkpoints import load, save
 from engine.cli import run_script
 from engine.folder import open_run
@@ -278,11 +278,9 @@ def pair_rows(transcripts: list, plus: bool, rng: Random) -> list[tuple[Problem,
 def measure(model: GPT, base: GPT, c: Config, feedback: bool, long: bool) -> dict:
     """All that the report shows of a model. With `long` also ten attempts and majority votes."""
     task, problems = load_task(c.task), held_out_of(c, c.eval_n)
-    problem_at = train_problems(task, c.size, c.seed)
-    practised = list({p.prompt: p for p in map(problem_at, range(3 * c.eval_n))}.values())[: c.eval_n]
     turns = ATTEMPTS if long else 2
     greedy, transcripts = evaluate(model, c, problems, turns, feedback=feedback)
-    training, seen = evaluate(model, c, practised, feedback=feedback)
+    training, seen = evaluate(model, c, training_problems_of(c, c.eval_n), feedback=feedback)
     sampled, _ = evaluate(model, c, problems, temperature=1.0, feedback=feedback)
     fixed, after = evaluate(model, c, after_first_attempts_of(base, c, problems))
     found = {

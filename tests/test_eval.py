@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import eval as evaluation
-from data import Problem, load_task, train_problems
-from engine.build import held_out_of
+from data import Problem, is_held_out, load_task, train_problems
+from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
 from eval import drift, edit_distance_ratio, evaluate, report, self_correction_metrics, swap_test
 from train import Config
@@ -231,6 +231,13 @@ def test_swap_test_of_a_model_that_repeats_what_it_reads(monkeypatch):
     assert set(temperatures) == {0.0}
 
 
+def test_training_problems_are_different_ones_that_training_draws():
+    found = [p.prompt for p in training_problems_of(C, 40)]
+    drawn = {make_environment(C).problem(i).prompt for i in range(120)}
+    assert len(set(found)) == 40 and set(found) <= drawn
+    assert not any(is_held_out(prompt, C.seed) for prompt in found)
+
+
 def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(small_gpt, even, tmp_path, monkeypatch):
     models = {"base": small_gpt(), "stage1": small_gpt(n_kv_head=2), "stage2": small_gpt(dim=16)}
     for name, model in models.items():
@@ -251,6 +258,8 @@ def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(small_gpt,
             != sampled["acc"]
             == results[name]["sampled"]["acc"]
         )
+        practised, _ = evaluate(model, C, training_problems_of(C, C.eval_n))
+        assert results[name]["training"]["acc"] == practised["acc"]
         assert results[name]["swap"]["all"] == swap_test(model, C, transcripts)["all"]
         assert results[name]["drift_kl"] == pytest.approx(drift(model, models["base"], C, problems), abs=1e-5)
     assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 0.1
