@@ -38,8 +38,8 @@ MAIN = (
     "score", "score3",
 )  # fmt: skip
 ABLATIONS = (
-    "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "offline_too", "interleaved",
-    "gamma=0.8", "gamma=1", "rloo", "single", "both", "both_kl",
+    "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1", "rloo",
+    "single", "both", "both_kl",
 )  # fmt: skip
 PAIRS = (
     ("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"),
@@ -55,7 +55,7 @@ COLORS = {
     "stage1": "#7fb7de", "score": "#1b5fa8", "score3": "#0b2c5c",
 }  # fmt: skip
 FIRST = "#999999"  # attempt 1, whatever the method
-SWEPT = {"alpha": "α", "beta1": "β1 of Stage II", "beta2": "β2", "stage1": "updates of Stage I"}
+SWEPT = {"alpha": "α", "beta1": "β1 of Stage II", "beta2": "β2"}
 
 
 def interval(values) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +226,6 @@ def sweeps_of(r: Results) -> dict[str, list[tuple[float, str]]]:
         "alpha": [(Config.alpha, "score"), (0.0, "no_bonus")],
         "beta1": [(Config.stage2_beta, "score")],
         "beta2": [(Config.beta2, "score")],
-        "stage1": [(r.values("score", "steps")[0][0], "score"), (0, "no_stage1")],
     }
     for m in r.of:
         name, _, value = m.partition("=")
@@ -429,8 +428,7 @@ def sensitivity(r: Results, place: Path) -> str:
     return f"""![Accuracy of both attempts against each setting]({draw_sweeps(r, place / "sweeps.png")})
 
 Each row changes one setting of SCoRe. In the picture, SCoRe's own accuracy with the same seeds is the line at
-0, and each panel has the seeds that all of its values have. With 0 updates of Stage I, all updates are of
-Stage II, at Stage I's learning rate.
+0, and each panel has the seeds that all of its values have.
 
 {sweep_table(r)}"""
 
