@@ -13,7 +13,7 @@ PAPER_MATH = PAPER | dict(
 PAPER_CODE = PAPER | dict(
     lr=1e-5, stage2_lr=1e-5, batch=128, beta2=0.25, stage1_steps=750, stage2_steps=750, max_new=512
 )  # fmt: skip
-PLAIN_RL = dict(stage1_steps=0, stage2_steps=450, stage2_lr=0.005, alpha=0.0, stage2_beta=0.01)
+PLAIN_RL = dict(stage1_steps=0, stage2_steps=450, stage2_lr=0.005, alpha=0.0)
 
 PRESETS = {
     "smoke": dict(

@@ -86,6 +86,9 @@ def grid(kind: str) -> dict[str, Method]:
         sweep[f"beta1={b:g}"] = Method(f"Stage II's β1 = {b:g}", dict(stage2_beta=b), **forked)
     for b in (0.02, 2.0):
         sweep[f"beta2={b:g}"] = Method(f"β2 = {b:g}", dict(beta2=b), **few)
+    rivals = {}
+    for b in (0.01, 0.1):
+        rivals[f"plain={b:g}"] = Method(f"plain RL, β = {b:g}", plain | dict(stage2_beta=b), **few)
     return {
         "base": Method("base", no_rl),
         "score": Method("SCoRe"),
@@ -108,7 +111,7 @@ def grid(kind: str) -> dict[str, Method]:
         "rloo": Method("RLOO by problem", dict(baseline="rloo", samples_per_problem=4), **few),
         "score3": Method("SCoRe, three attempts", dict(turns=3), **forked),
         "no_bonus_kl": Method("no bonus, β1 / 11", dict(alpha=0.0, stage2_beta=beta / 11), **forked),
-        "both_kl": Method("plain RL, SCoRe's β1", plain | dict(stage2_beta=beta), **few),
+        **rivals,
         **sweep,
     }
 

@@ -39,12 +39,12 @@ MAIN = (
 )  # fmt: skip
 ABLATIONS = (
     "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1", "rloo",
-    "single", "both", "both_kl",
+    "single", "both", "plain=0.1", "plain=0.01",
 )  # fmt: skip
 PAIRS = (
     ("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"),
     ("score", "base"), ("score", "stage1"), ("score", "both"), ("score", "pair+"), ("score", "oracle"),
-    ("score3", "score"), ("both_kl", "both"),
+    ("score3", "score"), ("score", "plain=0.1"), ("score", "plain=0.01"),
 )  # fmt: skip
 READERS = tuple(m for m in MAIN if m != "self_refine")  # in the swap test Self-Refine is the base
 BOTH = ("acc_t1", "acc_t2", "delta")
