@@ -20,6 +20,10 @@ PRESETS = {
         name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10,
         stage2_steps=10, batch=64, micro_batch=64, eval_n=50, log_every=5, show_every=10,
     ),
+    # From the shipped base, so that a minute is enough to see the second attempt come away from the first.
+    "quick": dict(
+        name="quick", init="experiments/checkpoints/base.pt", stage1_steps=60, stage2_steps=0, eval_n=1000
+    ),
     "plain": PLAIN_RL | dict(name="plain"),
     "single": PLAIN_RL | dict(name="single", stage2_weight2=0.0),
     "countdown": dict(name="countdown", task="countdown", size=12),

@@ -1,6 +1,7 @@
 """Evaluation: the metrics, against hand-made cases and the paper's tables, and what they are measured on."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from data import Problem, is_held_out, load_task, train_problems
 from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
 from eval import drift, edit_distance_ratio, evaluate, report, self_correction_metrics, swap_test
-from train import Config
+from train import Config, load_model
 
 C = Config(size=2, max_new=5, eval_n=12)
 
@@ -263,3 +264,19 @@ def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(small_gpt,
         assert results[name]["swap"]["all"] == swap_test(model, C, transcripts)["all"]
         assert results[name]["drift_kl"] == pytest.approx(drift(model, models["base"], C, problems), abs=1e-5)
     assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 0.1
+
+
+SHIPPED = Path(__file__).resolve().parent.parent / "experiments" / "checkpoints"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "stage1", "stage2"])
+def test_a_shipped_checkpoint_gives_its_tables_figures(name):
+    """Another CPU adds floats in another order, and an attempt in some hundred then comes out differently."""
+    rows = [line.split("|") for line in (SHIPPED / "README.md").read_text(encoding="utf-8").splitlines()]
+    ((_, _, *figures, _),) = [row for row in rows if row[1:2] == [f" `{name}.pt` "]]
+    model, c = load_model(SHIPPED / f"{name}.pt", torch.device("cpu"))
+    assert c == Config()  # so that the page tells how they were made
+    metrics, _ = evaluate(model, c, held_out_of(c, 2000))
+    found = [100 * metrics[key] for key in ("acc_t1", "acc_t2", "delta", "fix_rate")]
+    assert found == pytest.approx([float(figure) for figure in figures], abs=0.6)
