@@ -109,7 +109,7 @@ def make_model(c: Settings, vocab_size: int, device: torch.device) -> GPT:
     else:
         model, settings = load_model(c.init, device)
         seed = settings["seed"]
-        mend = f"set --seed={seed}, the seed of {c.init}: it has trained on problems that other seeds hold out"
+        mend = f"set --seed={seed}, that of {c.init}: it has trained on problems that other seeds hold out"
         require(c.test_data or seed == c.seed, mend)
         model = merge_lora(model).requires_grad_() if settings["lora"] else model
     has = model.config.vocab_size

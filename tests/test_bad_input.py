@@ -180,7 +180,7 @@ COMBINATIONS = [
     (["--shard", "--optimizer=adamw", "--lora=2", "--init=file"], "shard needs lora=0"),
     (["--init=out/default"], "no out/default: --init takes"),  # the folder that the run itself would make
     (["--init=none.pt"], "no none.pt: --init takes a .pt file or a Hugging Face folder"),
-    ([f"--init={SHIPPED}", "--seed=3"], "set --seed=0, the seed of"),
+    ([f"--init={SHIPPED}", "--seed=3"], "set --seed=0, that of"),
     (["--init=."], "has no tokenizer.json"),
     (["--init=file"], "file is not a checkpoint of train.py"),
     (["--init=/dev/zero"], "no checkpoint /dev/zero"),
