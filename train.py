@@ -1,6 +1,7 @@
 """SCoRe: a small GPT learns to correct its own answers (Kumar et al., arXiv 2409.12917).
 
     python train.py                                  the default run, into out/default/
+    python train.py --preset=quick                   a short Stage I from a base that is here already
     python train.py --preset=smoke                   all parts in seconds; too short to learn anything
     python train.py --help                           every setting with its reason
     python train.py --resume=out/default             go on after a stop
