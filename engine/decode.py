@@ -5,6 +5,7 @@ through the model is written out here with few operations and without gradients,
 nothing.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -30,6 +31,8 @@ def fast_sample_turn(
     """
     (B, max_new), device = uniform.shape, hidden.device
     step = decoder(model, cache)
+    if device.type == "cuda":
+        step = replayed(step, cache.data.shape[4])
     tokens = torch.full((B, max_new), end, device=device)
     log_probs = torch.zeros(B, max_new, device=device)
     has_ended = torch.zeros(B, dtype=torch.bool, device=device)
@@ -45,7 +48,7 @@ def fast_sample_turn(
             left = n - int(has_ended[:n].sum())
             if left == 0:
                 break
-            fewer = min(n, -(-left // 8) * 8)  # a multiple of 8: libraries prepare for each new shape
+            fewer = min(n, fewer_rows(left, B, device))
             if fewer < n:
                 late = (~has_ended[fewer:n]).nonzero()[:, 0] + fewer
                 free = has_ended[:fewer].nonzero()[: len(late), 0]
@@ -54,7 +57,8 @@ def fast_sample_turn(
                     t[a] = t[b]
                 cache.move(a, b)
                 token, n = tokens[:fewer, i], fewer
-        hidden = step(token)
+        model.check_length(cache.longest + 1)
+        hidden = step(token, cache.lengths[:n], cache.longest + 1)
         cache.advance(1, cache.longest + 1)
     back = order.argsort()
     moved = places[back != places]
@@ -62,12 +66,78 @@ def fast_sample_turn(
     return tokens[back], log_probs[back]
 
 
-def decoder(model: GPT, cache: KVCache) -> Callable[[Tensor], Tensor]:
-    """A function step(ids [n]) -> hidden [n, C] that does what `model.hidden` does for one token a row.
+def fewer_rows(left: int, batch: int, device: torch.device) -> int:
+    """How many rows go on when `left` of them have not ended. A library prepares for each new number.
 
-    The two agree up to rounding. `step` continues the first n rows of the cache and writes their new keys and
-    values, but leaves the cache's `lengths` alone. Build a new decoder after every optimizer step: the
-    weights of the norms are copied.
+    On a CPU that is a multiple of 8. On a GPU each number needs a graph, so it is the batch, halved so often.
+    """
+    if device.type == "cpu":
+        return -(-left // 8) * 8
+    while 2 * left <= batch:
+        batch = -(-batch // 2)
+    return batch
+
+
+def replayed(step: Callable[..., Tensor], width: int) -> Callable[..., Tensor]:
+    """What `step` of `decoder` returns, on CUDA and sooner, for a cache of `width` columns.
+
+    A GPU finishes a small operation before Python has started the next one. So the operations of a step are
+    recorded once, as a CUDA graph, and then started together. A graph has fixed shapes. So we attend to more
+    columns than are filled, up to a multiple of 256, and each number of rows has its own graph. The first
+    step of a shape runs without one, because libraries prepare themselves then. The tensor that is returned
+    is overwritten by the next step.
+    """
+    graphs = {}
+
+    def replay(ids: Tensor, positions: Tensor, end: int) -> Tensor:
+        shape = len(ids), min(width, -(-end // 256) * 256)
+        if shape not in graphs:
+            graphs[shape] = None
+            return step(ids, positions, shape[1])
+        if graphs[shape] is None:
+            graphs[shape] = record(step, ids, positions, shape[1])
+        graph, (ids_in, positions_in), hidden = graphs[shape]
+        ids_in.copy_(ids)
+        positions_in.copy_(positions)
+        graph.replay()
+        return hidden
+
+    return replay
+
+
+def record(step: Callable[..., Tensor], ids: Tensor, positions: Tensor, end: int) -> tuple:
+    """A CUDA graph of one step, the two tensors that it reads, and the one that it writes."""
+    inputs, here, (aside, keeper) = (ids.clone(), positions.clone()), torch.cuda.current_stream(), recorder()
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=keeper.pool())  # torch.cuda.graph() would also empty the allocator's cache
+        hidden = step(*inputs, end)
+        graph.capture_end()
+    here.wait_stream(aside)
+    return graph, inputs, hidden
+
+
+@functools.cache
+def recorder() -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """A stream to record in (CUDA can't record the default one), and a graph that keeps their memory.
+
+    All graphs share the memory: they never run at the same time. It lives as long as one of its graphs.
+    """
+    aside, keeper = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(aside):
+        keeper.capture_begin()
+        torch.zeros(1, device="cuda")
+        keeper.capture_end()
+    return aside, keeper
+
+
+def decoder(model: GPT, cache: KVCache) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """A function step(ids [n], positions [n], end) -> hidden [n, C]: `model.hidden` for one token a row.
+
+    The two agree up to rounding. `step` continues the first n rows of the cache. It writes their new keys and
+    values at `positions`, which are below `end`, but leaves the cache's `lengths` alone. Build a new decoder
+    after every optimizer step: the weights of the norms are copied.
     """
     c, table = model.config, model.embed.weight
     H, G, D = c.n_kv_head, c.n_head // c.n_kv_head, c.head_dim  # each of H keys is shared by G queries
@@ -78,11 +148,9 @@ def decoder(model: GPT, cache: KVCache) -> Callable[[Tensor], Tensor]:
     if c.position == "rope":
         cos, sin = (t.to(table.dtype)[:, None] for t in rope(c, columns))  # [width, 1, D] each
 
-    def step(ids: Tensor) -> Tensor:
-        n, end = len(ids), cache.longest + 1
-        model.check_length(end)
+    def step(ids: Tensor, positions: Tensor, end: int) -> Tensor:
+        n = len(ids)
         end = min(width, max(end, 16))  # 16 or more, masked below: shorter rows don't fill a SIMD register
-        positions = cache.lengths[:n]  # [n]
         bias = torch.zeros(n, 1, 1, end, dtype=table.dtype, device=table.device)
         bias.masked_fill_((columns[:end] > positions[:, None])[:, None, None], -torch.inf)
         bias = bias.expand(n, H, 1, end).reshape(n * H, 1, end)

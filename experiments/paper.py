@@ -124,7 +124,7 @@ def steps_of(kind: str) -> tuple[int, int]:
 # ---------------------------------------------------------------------------------- one run
 
 
-def run(kind: str, out: str, name: str, seed: int, commit: str = "") -> None:
+def run(kind: str, out: str, name: str, seed: int, commit: str = "", device: str = "cpu") -> None:
     """Trains a method on a seed and measures it. Writes <out>/seed<N>/<name>/result.json.
 
     A run that was stopped goes on.
@@ -143,7 +143,7 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "") -> None:
             keep_every=keep_every,
             report=False,
             overwrite=True,
-            device="cpu",
+            device=device,
         )
         own["init"] = "" if name == "base" else str(base_file)
         c = Config(**{**GRIDS[kind], **method.settings, **own})
@@ -157,7 +157,7 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "") -> None:
             go_on(c)
             last = folder / ("base.pt" if name == "base" else "stage2.pt")
         minutes = (time.time() - started) / 60
-        model, base = load_model(last, "cpu")[0], load_model(base_file, "cpu")[0]
+        model, base = load_model(last, c.device)[0], load_model(base_file, c.device)[0]
         found = measure(model, base, c, feedback=name == "self_refine", long=name in LONG)
         found["kept"] = kept(folder, base, c) if name in KEPT else []
         found["traces"] = [len(lines_of(path)) for path in sorted(folder.glob("round*.jsonl"))]
@@ -217,7 +217,7 @@ def imitate(c: Config, source: str, start: Path) -> Path:
         folder = Path(c.out) / c.name / f"round{number}"
         traces = folder.with_suffix(".jsonl")
         if not traces.exists():
-            model, _ = load_model(last, "cpu")
+            model, _ = load_model(last, c.device)
             rows = dialogues_to_imitate(model, c, source, c.imitate_steps * c.batch, number)
             write_whole(traces, "".join(json.dumps(row) + "\n" for row in rows))
         own = dict(out=str(folder.parent), name=folder.name, init=str(start), imitate=str(traces))
@@ -346,7 +346,7 @@ def kept(folder: Path, base: GPT, c: Config) -> list[dict]:
             paths[first[stage] + int(step or steps[stage])] = path
     rows = []
     for update in sorted(paths):
-        model, _ = load_model(paths[update], "cpu")
+        model, _ = load_model(paths[update], c.device)
         wrong = both_wrong(evaluate(model, c, problems)[1], evaluate(model, c, fixed)[1])
         rows.append({"update": update, **wrong})
     return rows
@@ -425,7 +425,9 @@ def needs(kind: str, name: str, seed: int) -> set[tuple[str, int]]:
     return {("base", seed)} | ({("score", seed)} if grid(kind)[name].start == "stage1" else set())
 
 
-def run_all(kind: str, out: Path, seeds: list[int], methods: list[str], workers: int) -> bool:
+def run_all(
+    kind: str, out: Path, seeds: list[int], methods: list[str], workers: int, device: str = "cpu"
+) -> bool:
     """Runs what has no result yet. False if a run failed or could not start.
 
     A run starts when those that it needs are done. `methods` names the methods to run; [] means all.
@@ -440,7 +442,7 @@ def run_all(kind: str, out: Path, seeds: list[int], methods: list[str], workers:
             ready = [job for job in todo if needs(kind, *job) <= done]
             for job in ready[: workers - len(running)]:
                 todo.remove(job)
-                running[pool.submit(run, kind, str(out), *job, commit)] = job
+                running[pool.submit(run, kind, str(out), *job, commit, device)] = job
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED)[0]:
@@ -477,6 +479,7 @@ def main() -> int:
     parser.add_argument("--methods", default="", help="only these, e.g. base,score,both, with what they need")
     workers = os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=workers, help="runs at the same time, a core each")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; on cuda, too, each run takes a core")
     args = parser.parse_args()
     kind = "quick" if args.quick else "full"
     methods, seeds = (text.split(",") if text else [] for text in (args.methods, args.seeds))
@@ -491,7 +494,7 @@ def main() -> int:
     out = ROOT / "out" / ("paper-quick" if args.quick else "paper")
     place = out if args.quick else RESULTS
     out.mkdir(parents=True, exist_ok=True)
-    fine = args.report or run_all(kind, out, seeds, methods, args.workers)
+    fine = args.report or run_all(kind, out, seeds, methods, args.workers, args.device)
     results = gather_results(out, place / "paper.json")
     print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")
     return 0 if fine else 1

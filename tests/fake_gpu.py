@@ -144,11 +144,11 @@ def test_a_batch_of_dialogues(small_gpt, tokenizer, host, monkeypatch):
 
 
 def turn(model, max_new: int, sample_token=sample_token) -> None:
-    """Samples a turn of nine rows by the fast decoder."""
-    cache = KVCache(model.config, 9, 5 + max_new, GPU, model.embed.weight.dtype)
-    hidden = model.hidden(torch.zeros(9, 5, dtype=torch.long, device=GPU), cache)[:, -1]
+    """Samples a turn of two rows by the fast decoder."""
+    cache = KVCache(model.config, 2, 5 + max_new, GPU, model.embed.weight.dtype)
+    hidden = model.hidden(torch.zeros(2, 5, dtype=torch.long, device=GPU), cache)[:, -1]
     cache.advance(5, 5)
-    uniform = torch.rand(9, max_new, dtype=torch.float64, device=GPU)
+    uniform = torch.rand(2, max_new, dtype=torch.float64, device=GPU)
     decode.fast_sample_turn(model, cache, hidden, 0, 1.0, uniform, sample_token)
 
 

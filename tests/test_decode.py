@@ -1,11 +1,15 @@
 """The fast decode step against the clear one, `model.hidden`."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from engine import decode
 from engine.decode import decoder
 from engine.lora import add_lora
 from model import KVCache
+from rollout import sample_token
 
 KINDS = {
     "modern": dict(n_kv_head=2, qk_norm=True, qkv_bias=True),
@@ -35,7 +39,8 @@ def test_a_step_is_a_pass_of_the_model(small_gpt, kind):
         for n in (5, 5, 3, 1):
             token = torch.randint(0, 90, (n,))
             expected = model.head(model.hidden(token[:, None], clear)[:, 0])
-            assert torch.allclose(model.head(step(token)), expected, atol=1e-4) and expected.std() > 0.1
+            found = model.head(step(token, fast.lengths[:n], fast.longest + 1))
+            assert torch.allclose(found, expected, atol=1e-4) and expected.std() > 0.1
             for cache in (clear, fast):
                 cache.advance(1, cache.longest + 1)
     assert torch.allclose(clear.data[..., :11, :], fast.data[..., :11, :], atol=1e-4)
@@ -48,7 +53,7 @@ def test_bfloat16_steps_are_as_near_to_float32_as_the_clear_path(small_gpt):
     with torch.no_grad():
         for path in (
             lambda cache, ids: rough.hidden(ids[:, None], cache)[:, 0],
-            lambda cache, ids: decoder(rough, cache)(ids),
+            lambda cache, ids: decoder(rough, cache)(ids, cache.lengths, 10),
         ):
             cache = KVCache(rough.config, 8, 12, dtype=torch.bfloat16)
             rough.hidden(ids[:, :9], cache)
@@ -64,7 +69,46 @@ def test_a_sequence_that_grows_too_long_is_named(small_gpt):
         model.hidden(torch.zeros(1, 8, dtype=torch.long), cache)
     cache.advance(8, 8)
     with pytest.raises(ValueError, match="max_len=8"):
-        decoder(model, cache)(torch.zeros(1, dtype=torch.long))
+        decode.fast_sample_turn(
+            model, cache, torch.zeros(1, 32), 0, 1.0, torch.full((1, 2), 0.5), sample_token
+        )
+
+
+def test_a_graph_of_each_shape_is_recorded_once_and_gives_what_a_step_gives(small_gpt, monkeypatch):
+    """All but CUDA's own part: here "replaying" runs the step on what the graph's inputs hold."""
+    model, recorded = small_gpt(n_kv_head=2, max_len=400), []
+
+    def record(step, ids, positions, end):
+        recorded.append((len(ids), end))
+        inputs, hidden = (torch.zeros_like(ids), torch.zeros_like(positions)), torch.zeros(len(ids), 32)
+        graph = SimpleNamespace(replay=lambda: hidden.copy_(step(*inputs, end)))
+        return graph, inputs, hidden
+
+    monkeypatch.setattr(decode, "record", record)
+    plain, graphed = KVCache(model.config, 6, 300), KVCache(model.config, 6, 300)
+    with torch.no_grad():
+        step, replay = decoder(model, plain), decode.replayed(decoder(model, graphed), 300)
+        for n, longest in (
+            (6, 0),
+            (6, 1),
+            (6, 2),
+            (3, 3),
+            (3, 4),
+            (3, 254),
+            (3, 255),
+            (3, 256),
+            (3, 257),
+            (3, 258),
+        ):
+            ids = torch.randint(0, 90, (n,))
+            for cache in (plain, graphed):
+                cache.lengths, cache.longest = (
+                    torch.full((6,), longest) - torch.arange(6).clamp(max=longest),
+                    longest,
+                )
+            where = plain.lengths[:n], longest + 1
+            assert torch.allclose(replay(ids, *where), step(ids, *where), atol=1e-5)
+    assert recorded == [(6, 256), (3, 256), (3, 300)]
 
 
 def test_rows_of_the_cache_change_places(small_gpt):

@@ -265,7 +265,7 @@ def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypa
     """No run starts before those that it needs. After a failure the next call does the rest."""
     begun = []
 
-    def stub(kind, out, name, seed, commit):
+    def stub(kind, out, name, seed, commit, device):
         begun.append((name, seed))
         needs = ["base"] * (name != "base") + ["score"] * (paper.grid(kind)[name].start == "stage1")
         assert all((Path(out) / f"seed{seed}" / need / "result.json").exists() for need in needs)

@@ -157,7 +157,7 @@ def counted(monkeypatch):
 
     def decoder(*args):
         step = real_decoder(*args)
-        return lambda ids: passes.append((len(ids), 1)) or step(ids)
+        return lambda ids, *where: passes.append((len(ids), 1)) or step(ids, *where)
 
     monkeypatch.setattr(GPT, "hidden", hidden)
     monkeypatch.setattr(decode, "decoder", decoder)
