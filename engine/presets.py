@@ -30,11 +30,11 @@ PRESETS = {
     "gsm8k": PAPER_MATH | dict(name="gsm8k", task="gsm8k", max_new=512),
     "math": PAPER_MATH | dict(name="math", task="math"),
     "mbpp": PAPER_CODE | dict(name="mbpp", task="mbpp"),
-    # A pretrained model on one CPU core: engine/SMOLLM2.md. Few dialogues, so they must be short.
+    # A pretrained model: engine/SMOLLM2.md. Few and short dialogues, so that a CPU can do it.
     "smollm2": dict(
         name="smollm2", task="words", size=9, optimizer="adamw", lora=16, base_steps=100, base_batch=16,
-        base_lr=1e-3, right_first=0.5, copy=0.5, right=0.15, own_from=1.0, batch=32, sample_batch=32,
-        micro_batch=8, max_new=28, lr=1e-3, stage2_lr=5e-4, stage1_steps=40, stage2_steps=30, eval_n=500,
+        base_lr=1e-3, right_first=0.5, copy=0.5, right=0.0, own_from=1.0, batch=32, sample_batch=32,
+        micro_batch=8, max_new=28, lr=1e-3, stage2_lr=2e-4, stage1_steps=60, stage2_steps=20, eval_n=500,
         log_every=1, show_every=20, save_every=5, report=False,
     ),
 }  # fmt: skip
