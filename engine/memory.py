@@ -31,6 +31,8 @@ def in_chunks(score, vocab_size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
 def micro_batches(batch: dict[str, Tensor], size: int, sharded: bool = False) -> list[dict[str, Tensor]]:
     """The batch in micro-batches of `size` rows of similar length, each as wide as its longest row needs.
 
+    Size 0 means 32 rows on a CPU, whose cache they fit, and elsewhere the whole batch, which is 1.4 times as
+    fast there as 32 (the toy on an H200).
     `batch` has `ids` [B, T], `masks` [B, K, T] and maybe more tensors [B, ...]. With `sharded` every process
     returns equally many: FSDP needs the same number of forward passes everywhere, so processes with fewer
     micro-batches add empty ones, whose masks are all False.
@@ -38,7 +40,7 @@ def micro_batches(batch: dict[str, Tensor], size: int, sharded: bool = False) ->
     is_sampled = batch["masks"].any(1)  # [B, T]
     positions = torch.arange(1, is_sampled.shape[1] + 1, device=is_sampled.device)
     lengths = (is_sampled * positions).amax(1)  # [B] up to the last sampled token
-    micros = []
+    micros, size = [], size or (32 if lengths.device.type == "cpu" else max(1, len(lengths)))
     for rows in lengths.argsort(stable=True).split(size):
         width = int(lengths[rows].max())
         part = {name: t[rows] for name, t in batch.items()}

@@ -57,7 +57,9 @@ class LearningSettings:
     sample_batch: int = option(
         256, "dialogues sampled together; bounds the memory of keys and values", 1, 10**6
     )
-    micro_batch: int = option(32, "rows of a forward pass; 32 suits a CPU's cache; same gradient", 1, 10**6)
+    micro_batch: int = option(
+        0, "rows of a forward pass; 0: 32 on a CPU, for its cache, else the batch; same gradient", 0, 10**6
+    )
     dtype: str = option("float32", "of the model; what learns is float32", choices=("float32", "bfloat16"))
     lora: int = option(0, "rank of adapters that learn in place of the weights; 0 is none", 0, 10**4)
     recompute: bool = option(False, "compute the blocks again in the backward pass: less memory, more time")

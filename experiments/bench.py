@@ -325,7 +325,7 @@ def bench_step(
     learner = Learner(model, master_weights(model, {}))
     learner.start_stage(train.Config(optimizer=optimizer), None)
     plain = plain_step.torchs_optimizers(twin, optimizer)
-    micro = train.Config.micro_batch
+    micro = 32 if device.type == "cpu" else batch
 
     def fast():
         generator = torch.Generator(device).manual_seed(0)

@@ -153,7 +153,7 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "", device: str
             device=device,
         )
         if device != "cpu":
-            own |= dict(micro_batch=Config.batch, sample_batch=1024)  # only speed: a CPU wants them small
+            own |= dict(sample_batch=1024)  # only speed: a CPU wants it small
         own["init"] = "" if name == "base" else str(base_file)
         c = Config(**{**GRIDS[kind], **method.settings, **own})
         if not method.trained:

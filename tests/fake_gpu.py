@@ -113,6 +113,11 @@ def test_a_tensor_on_the_wrong_device_is_found(small_gpt, host):
         model(torch.zeros(2, 5, dtype=torch.long, device=GPU))
 
 
+def test_a_micro_batch_of_size_0_is_the_whole_batch(host):
+    batch = {name: torch.cat([t] * 20) for name, t in batch_of().items()}
+    assert [micro["ids"].shape[0] for micro in micro_batches(batch, 0)] == [len(batch["ids"])]
+
+
 @pytest.mark.parametrize(
     "optimizer, lora, dtype", [("muon", 0, torch.float32), ("adamw", 0, HALF), ("adamw", 3, HALF)]
 )

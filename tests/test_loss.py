@@ -201,6 +201,12 @@ def random_batch(rows=7, length=11):
     return {"ids": ids, "masks": masks, "advantages": torch.randn(rows, 2)}
 
 
+def test_micro_batches_of_size_0_suit_the_device():
+    """32 rows on a CPU. A GPU gets the whole batch: tests/fake_gpu.py has that."""
+    batch = {name: torch.cat([t] * 7) for name, t in random_batch().items()}  # 49 rows
+    assert [len(micro["ids"]) for micro in micro_batches(batch, 0)] == [32, 17]
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_add_up(policy, reference, size):
     """T6: one batch or micro-batches of rows with unlike lengths: the same gradient and the same logged sums.
