@@ -69,7 +69,8 @@ def fast_sample_turn(
 def fewer_rows(left: int, batch: int, device: torch.device) -> int:
     """How many rows go on when `left` of them have not ended. A library prepares for each new number.
 
-    On a CPU that is a multiple of 8. On a GPU each number needs a graph, so it is the batch, halved so often.
+    On a CPU that is a multiple of 8. On a GPU each number needs a graph of its own. So it is the batch,
+    halved as often as `left` rows still fit.
     """
     if device.type == "cpu":
         return -(-left // 8) * 8

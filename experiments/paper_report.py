@@ -39,7 +39,7 @@ MAIN = (
 )  # fmt: skip
 ABLATIONS = (
     "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1", "rloo",
-    "single", "both", "plain=0.1", "plain=0.01",
+    "single", "both", "plain=0.1", "plain=0.01", "score*4", "both*4", "pair+*4", "oracle*4",
 )  # fmt: skip
 PAIRS = (
     ("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"),
@@ -461,8 +461,9 @@ compare methods with unequal numbers of seeds only by the paired differences.
 
 ![From attempt 1 to attempt 2]({draw_methods(r, place / "methods.png")})
 
-The distance between dot and tip is Δ. RL and Pair-SFT make {one + two} updates at the same learning rate and
-batch. STaR has three rounds of a third each, always from the base. The base and Self-Refine are not trained.
+The distance between dot and tip is Δ. RL and SFT make {one + two} updates of the same batch. Oracle SFT has a
+lower learning rate than Pair-SFT and RL: each SFT has the one that suits it.
+STaR has three rounds of a third each, always from the base. The base and Self-Refine are not trained.
 Stage I is the first part of SCoRe. SCoRe with three attempts has one part of Stage I more, {2 * one + two}
 updates in all. Self-Refine cannot help here: its verdicts are honest, but in the base's demonstrations the
 attempt after a verdict was drawn without a look at it.

@@ -88,27 +88,29 @@ def test_a_graph_of_each_shape_is_recorded_once_and_gives_what_a_step_gives(smal
     plain, graphed = KVCache(model.config, 6, 300), KVCache(model.config, 6, 300)
     with torch.no_grad():
         step, replay = decoder(model, plain), decode.replayed(decoder(model, graphed), 300)
-        for n, longest in (
-            (6, 0),
-            (6, 1),
-            (6, 2),
-            (3, 3),
-            (3, 4),
-            (3, 254),
-            (3, 255),
-            (3, 256),
-            (3, 257),
-            (3, 258),
-        ):
+        for longest in (0, 1, 2, 3, 4, 254, 255, 256, 257, 258):
+            n = 6 if longest < 3 else 3
             ids = torch.randint(0, 90, (n,))
             for cache in (plain, graphed):
-                cache.lengths, cache.longest = (
-                    torch.full((6,), longest) - torch.arange(6).clamp(max=longest),
-                    longest,
-                )
+                cache.lengths = longest - torch.arange(6).clamp(max=longest)  # ragged rows
+                cache.longest = longest
             where = plain.lengths[:n], longest + 1
             assert torch.allclose(replay(ids, *where), step(ids, *where), atol=1e-5)
     assert recorded == [(6, 256), (3, 256), (3, 300)]
+
+
+def test_a_gpu_halves_the_rows_and_a_cpu_takes_multiples_of_eight():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [decode.fewer_rows(left, 256, gpu) for left in (256, 129, 128, 65, 64, 1)] == [
+        256,
+        256,
+        128,
+        128,
+        64,
+        1,
+    ]
+    assert [decode.fewer_rows(left, 9, gpu) for left in (9, 5, 4, 3, 2)] == [9, 9, 5, 5, 3]
+    assert [decode.fewer_rows(left, 256, cpu) for left in (129, 128, 1)] == [136, 128, 8]
 
 
 def test_rows_of_the_cache_change_places(small_gpt):
