@@ -261,12 +261,21 @@ def test_a_killed_run_goes_on_to_the_same_result(whole_grid, tmp_path):
     assert results[0] == results[1]
 
 
+def test_a_run_takes_the_device_that_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setitem(paper.GRIDS, "test", TINY)
+    threads = torch.get_num_threads()
+    with pytest.raises(ValueError, match="device='meta' is not available"):
+        paper.run("test", str(tmp_path), "base", 0, device="meta")
+    torch.set_num_threads(threads)
+
+
 def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypatch, capsys):
     """No run starts before those that it needs. After a failure the next call does the rest."""
     begun = []
 
     def stub(kind, out, name, seed, commit, device):
         begun.append((name, seed))
+        assert device == "cuda"
         needs = ["base"] * (name != "base") + ["score"] * (paper.grid(kind)[name].start == "stage1")
         assert all((Path(out) / f"seed{seed}" / need / "result.json").exists() for need in needs)
         if (name, seed) == ("score", 1) and begun.count((name, seed)) == 1:
@@ -281,14 +290,14 @@ def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypa
     few = [name for name, method in methods.items() if method.seeds < 5]
     assert len(few) > 9
     assert len(jobs) == len(set(jobs)) == 4 * len(methods) - len(few)  # three seeds of the sweeps
-    assert not paper.run_all("full", tmp_path, [0, 1], [], 3)
+    assert not paper.run_all("full", tmp_path, [0, 1], [], 3, "cuda")
     missing = {("score", 1)} | {(name, 1) for name, method in methods.items() if method.start == "stage1"}
     said, why = capsys.readouterr().out, "the run that it starts from failed"
     assert "seed 1 score: ValueError('stopped')" in said and said.count(why) == len(missing) - 1
     before = len(begun)
     assert set(begun) - {("score", 1)} == set(paper.jobs_of("full", [0, 1])) - missing
     assert before == len(set(begun))
-    assert paper.run_all("full", tmp_path, [0, 1], [], 3)
+    assert paper.run_all("full", tmp_path, [0, 1], [], 3, "cuda")
     assert set(begun[before:]) == missing and len(begun) == before + len(missing)
-    assert not paper.run_all("full", tmp_path, [2], ["no_bonus"], 3)  # what it starts from is not there
+    assert not paper.run_all("full", tmp_path, [2], ["no_bonus"], 3, "cuda")  # what it starts from is not there
     assert f"seed 2 no_bonus: {why}, or --methods leaves it out" in capsys.readouterr().out
