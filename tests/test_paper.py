@@ -299,5 +299,5 @@ def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypa
     assert before == len(set(begun))
     assert paper.run_all("full", tmp_path, [0, 1], [], 3, "cuda")
     assert set(begun[before:]) == missing and len(begun) == before + len(missing)
-    assert not paper.run_all("full", tmp_path, [2], ["no_bonus"], 3, "cuda")  # what it starts from is not there
+    assert not paper.run_all("full", tmp_path, [2], ["no_bonus"], 3, "cuda")  # its base is not there
     assert f"seed 2 no_bonus: {why}, or --methods leaves it out" in capsys.readouterr().out
