@@ -26,7 +26,7 @@ def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
     (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n", encoding="utf-8")
     rows = read_log(folder)
     try:
-        from experiments.pictures import draw
+        from engine.pictures import draw
 
         pictures = draw(folder, rows, results)
     except ImportError:

@@ -51,7 +51,7 @@ from rewards import turn_rewards
 from rollout import right_pad, sample_dialogues
 
 RESULTS = Path(__file__).parent / "results"
-TOY, GPT2, QWEN = GPTConfig(100, n_layer=3), MODELS["GPT-2 124M"], MODELS["Qwen2.5-0.5B"]
+TOY, GPT2, QWEN = GPTConfig(100), MODELS["GPT-2 124M"], MODELS["Qwen2.5-0.5B"]
 FOLLOW_UP = [5, 6, 7]  # the request for turn 2
 TOKENIZER = SimpleNamespace(end_id=0, decode=lambda ids: "")
 
@@ -86,15 +86,18 @@ def spread(values: np.ndarray, digits: int = 1, unit: str = "") -> str:
 def limits(runs: int, size: int, device: torch.device) -> dict[str, float]:
     """The best of the runs: FLOP/s of a square product by dtype, and "bytes", the bytes/s of a copy."""
     numbers = 2**28 if device.type == "cuda" else 2**25  # far more than the cache holds
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
+
+    def product(dtype: torch.dtype, size: int) -> float:
         a, b = torch.randn(2, size, size, dtype=dtype, device=device)
-        product = in_turns(runs, device, product=lambda a=a, b=b: a @ b)["product"]
-        found[str(dtype)] = 2 * size**3 / min(product)
+        return 2 * size**3 / min(in_turns(runs, device, product=lambda: a @ b)["product"])
+
+    single, half = product(torch.float32, size), product(torch.bfloat16, 256)
+    if device.type == "cuda" or half > single / 10:  # else it has no units for bfloat16, and would take hours
+        half = product(torch.bfloat16, size)
     a = torch.randn(numbers, device=device)
     b = torch.empty_like(a)
-    found["bytes"] = 2 * a.nbytes / min(in_turns(runs, device, copy=lambda: b.copy_(a))["copy"])
-    return found
+    copied = 2 * a.nbytes / min(in_turns(runs, device, copy=lambda: b.copy_(a))["copy"])
+    return {"torch.float32": single, "torch.bfloat16": half, "bytes": copied}
 
 
 def weights_of(model: GPT) -> tuple[int, int]:
@@ -312,6 +315,24 @@ def bench_update(
     return row
 
 
+def time_by_kind(update: Callable, flops: int, limit: dict) -> str:
+    """Into which operations the time of an update on a CPU goes, as a sentence."""
+    update()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        update()
+    seconds = Counter()
+    for event in profile.key_averages():
+        name = event.key.removeprefix("aten::")
+        kind = "product" if name in ("mm", "addmm", "bmm", "baddbmm") else "rest"
+        seconds["attention" if "dot_product" in name else kind] += event.self_cpu_time_total / 1e6
+    product, attention, rest = (100 * seconds[k] / seconds.total() for k in ("product", "attention", "rest"))
+    pace = 100 * flops / seconds["product"] / limit["torch.float32"]
+    return f"""
+Of the toy's update, matrix products take {product:.0f} % of the time, at {pace:.0f} % of the peak. Attention
+takes {attention:.0f} %, and all else {rest:.0f} %: norms, RoPE, SwiGLU, softmax, the optimizer, and Python.
+"""
+
+
 def bench_step(
     device: torch.device, name: str, config: GPTConfig, optimizer: str, batch: int, prompt: int, new: int,
     runs: int, dtype=torch.float32,
@@ -389,7 +410,7 @@ def growth(runs: int, quick: bool, device: torch.device) -> dict[str, dict[str, 
         found[name] = {"x": values, "sampling": [], "update": []}
         for x in values:
             batch, new, turns, vocab_size = (usual | {name: x}).values()
-            config = GPTConfig(vocab_size, n_layer=3, max_len=1024)
+            config = GPTConfig(vocab_size, max_len=1024)
             model, prompts = never_ending(config, device), prompts_of(batch, 8, False, vocab_size)
             update, _ = update_of(config, batch, 8 + turns * (new + 4), device)
 
@@ -520,27 +541,29 @@ def main() -> None:
     require(quick or device.type == "cpu", "on a GPU take --quick, or `make gpu` for all of it")
     # If a limit is measured too low, all shares look good.
     limit = limits(5 * runs, 512 if quick else 2048, device)
-    toy = dict(name="toy", config=TOY, prompt=8, new=16, runs=runs)
+    half_pays = limit["torch.bfloat16"] > limit["torch.float32"]
+    toy = dict(name="toy", config=TOY, prompt=8, new=12, runs=runs)
     cases = [
         toy | dict(batch=32, plain=True),
         toy | dict(batch=32, ragged=True),
         toy | dict(batch=256, plain=not quick, early=True),
     ]
-    updates = [("toy", TOY, "muon", 64 if quick else 128, 40, runs)]
+    updates = [("toy", TOY, "muon", 64 if quick else 256, 36, runs)]
     if not quick:
         gpt2 = dict(name="GPT-2 124M shape", config=GPT2, batch=16, prompt=16, new=8, runs=runs)
         cases += [
             toy | dict(batch=256, ragged=True),
             gpt2 | dict(early=True),
             gpt2 | dict(ragged=True),
-            gpt2 | dict(name="the same, bfloat16", dtype=torch.bfloat16),
+            *[gpt2 | dict(name="the same, bfloat16", dtype=torch.bfloat16)] * half_pays,
             dict(name="Qwen 0.5B shape", config=QWEN, batch=16, prompt=8, new=3, runs=3),
         ]
         updates.append(("GPT-2 124M shape", GPT2, "adamw", 8, 256, 3))  # AdamW, as in the presets
     sampled = [bench_sampling(limit, device, **case) for case in cases]
     updated = [bench_update(limit, device, *case) for case in updates]
-    whole = [("toy", TOY, "muon", 64 if quick else 128, 8, 16, runs)]
-    whole += [] if quick else [("toy", TOY, "adamw", 128, 8, 16, runs)]
+    kinds = time_by_kind(*update_of(TOY, 256, 36, device), limit) if device.type == "cpu" else ""
+    whole = [("toy", TOY, "muon", 64 if quick else 256, 8, 12, runs)]
+    whole += [] if quick else [("toy", TOY, "adamw", 256, 8, 12, runs)]
     whole += [] if quick else [("GPT-2 124M shape", GPT2, "adamw", 16, 16, 16, 3)]
     stepped = [bench_step(device, *case) for case in whole]
     peaks = {} if quick else {way: peak_of(way) for way in ("ours", "straight")}
@@ -577,7 +600,7 @@ the rows end each turn at its second token.
 
 The share counts the FLOPs that are needed: one forward pass of policy and reference, one backward pass, and
 the head at the sampled tokens only.
-{memory}
+{kinds}{memory}
 ## A whole step: sample, score, update
 
 {markdown(step_head, stepped)}

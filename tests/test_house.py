@@ -29,7 +29,7 @@ MAY_IMPORT = {  # what of this project each part may import, beside itself
     "rewards": {"data"},
     "train": {"data", "model", "rollout", "rewards", "engine"},
     "eval": {"data", "model", "rollout", "rewards", "train", "engine"},
-    "engine": {"data", "model", "rollout", "experiments"},  # experiments: only the optional pictures
+    "engine": {"data", "model", "rollout"},
 }
 
 
