@@ -328,8 +328,9 @@ def time_by_kind(update: Callable, flops: int, limit: dict) -> str:
     product, attention, rest = (100 * seconds[k] / seconds.total() for k in ("product", "attention", "rest"))
     pace = 100 * flops / seconds["product"] / limit["torch.float32"]
     return f"""
-Of the toy's update, matrix products take {product:.0f} % of the time, at {pace:.0f} % of the peak. Attention
-takes {attention:.0f} %, and all else {rest:.0f} %: norms, RoPE, SwiGLU, softmax, the optimizer, and Python.
+Of the toy's update, matrix products take {product:.0f} % of the time, at {pace:.0f} % of the peak.
+Attention takes {attention:.0f} %, and all else {rest:.0f} %: norms, RoPE, SwiGLU, softmax, the optimizer
+and Python.
 """
 
 
@@ -527,6 +528,100 @@ def machine_name(device: torch.device) -> str:
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+def tables(runs: int, quick: bool, device: torch.device) -> dict:
+    """All that is measured: texts and tables by name, and what bench.json keeps."""
+    # If a limit is measured too low, all shares look good.
+    limit = limits(5 * runs, 512 if quick else 2048, device)
+    half_pays = limit["torch.bfloat16"] > limit["torch.float32"]
+    toy = dict(name="toy", config=TOY, prompt=8, new=12, runs=runs)
+    cases = [
+        toy | dict(batch=32, plain=True),
+        toy | dict(batch=32, ragged=True),
+        toy | dict(batch=256, plain=not quick, early=True),
+    ]
+    updates = [("toy", TOY, "muon", 64 if quick else 256, 36, runs)]
+    steps = [("toy", TOY, "muon", 64 if quick else 256, 8, 12, runs)]
+    if not quick:
+        gpt2 = dict(name="GPT-2 124M shape", config=GPT2, batch=16, prompt=16, new=8, runs=runs)
+        cases += [
+            toy | dict(batch=256, ragged=True),
+            gpt2 | dict(early=True),
+            gpt2 | dict(ragged=True),
+            *[gpt2 | dict(name="the same, bfloat16", dtype=torch.bfloat16)] * half_pays,
+            dict(name="Qwen 0.5B shape", config=QWEN, batch=16, prompt=8, new=3, runs=3),
+        ]
+        updates.append(("GPT-2 124M shape", GPT2, "adamw", 8, 256, 3))  # AdamW, as in the presets
+        steps.append(("toy", TOY, "adamw", 256, 8, 12, runs))
+        steps.append(("GPT-2 124M shape", GPT2, "adamw", 16, 16, 16, 3))
+    on_cpu = device.type == "cpu"
+    sampled = [bench_sampling(limit, device, **case) for case in cases]
+    return {
+        "limit": limit,
+        "sampled": sampled,
+        "sampling": sampling_table(sampled),
+        "updates": [bench_update(limit, device, *case) for case in updates],
+        "kinds": time_by_kind(*update_of(TOY, 256, 36, device), limit) if on_cpu else "",
+        "steps": [bench_step(device, *case) for case in steps],
+        "peaks": {} if quick else {way: peak_of(way) for way in ("ours", "straight")},
+        "grown": growth(runs, quick, device),
+        "parts": parts_of_default_run(2 if quick else 8, 50 if quick else 500, device),
+    }
+
+
+def page(found: dict, machine: str, minutes: float, runs: int) -> str:
+    """The text of bench.md."""
+    head = ["model", "optimizer", "rows x tokens", "tokens/s", "share of peak", "against full log-softmax"]
+    step_head = ["model", "optimizer", "rows x turns x new", "ours, rows/s", "plain, rows/s", "ratio"]
+    memory, limit = "", found["limit"]
+    if found["peaks"]:
+        (config, batch, length), peaks = WIDE, found["peaks"]
+        memory = f"""
+At a vocabulary of {config.vocab_size:,} one float32 tensor of all logits, {batch} x {length} tokens, has
+{batch * length * config.vocab_size * 4 / 2**30:.2f} GiB. There an update takes {peaks["ours"]:.2f} GiB, and
+with a full log-softmax {peaks["straight"]:.2f} GiB.
+"""
+    single, half, copy = (f"{limit[k] / 1e9:.0f}" for k in ("torch.float32", "torch.bfloat16", "bytes"))
+    return f"""# Benchmark
+
+Made by `make bench` on {machine}, in {minutes:.0f} minutes.
+Medians of {runs} runs (Qwen's sampling and GPT-2's update: 3), fastest and slowest in brackets. The peak of a
+matrix product is {single} GFLOP/s in float32 and {half} in bfloat16. A copy moves {copy} GB/s.
+
+## Sampling, two turns
+
+{found["sampling"]}
+
+All ways have the same weights, prompts, lengths and sampling. transformers, too, goes on in turn 2 with the
+keys and values of turn 1. "Half ends early" is the time when no row ends, divided by the time when half of
+the rows end each turn at its second token. Where products in bfloat16 are slower than in float32, its row is
+left out.
+
+## Update: loss, backward pass, step
+
+{markdown(head, found["updates"])}
+
+The share counts the FLOPs that are needed: one forward pass of policy and reference, one backward pass, and
+the head at the sampled tokens only.
+{found["kinds"]}{memory}
+## A whole step: sample, score, update
+
+{markdown(step_head, found["steps"])}
+
+Plain is `plain_step.py`: the same step with transformers and torch's own optimizers, as a careful user would
+write it.
+
+## Growth
+
+![Cost against size](bench.png)
+
+{slopes(found["grown"])}
+
+## The default run by part
+
+{found["parts"]}
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="the toy model with few runs; writes no file")
@@ -539,92 +634,15 @@ def main() -> None:
         require(importlib.util.find_spec(name), f"bench.py needs {name}: pip install -e .[plots,dev]")
     started, quick, runs, device = time.time(), args.quick, 2 if args.quick else 5, pick_device(args.device)
     require(quick or device.type == "cpu", "on a GPU take --quick, or `make gpu` for all of it")
-    # If a limit is measured too low, all shares look good.
-    limit = limits(5 * runs, 512 if quick else 2048, device)
-    half_pays = limit["torch.bfloat16"] > limit["torch.float32"]
-    toy = dict(name="toy", config=TOY, prompt=8, new=12, runs=runs)
-    cases = [
-        toy | dict(batch=32, plain=True),
-        toy | dict(batch=32, ragged=True),
-        toy | dict(batch=256, plain=not quick, early=True),
-    ]
-    updates = [("toy", TOY, "muon", 64 if quick else 256, 36, runs)]
-    if not quick:
-        gpt2 = dict(name="GPT-2 124M shape", config=GPT2, batch=16, prompt=16, new=8, runs=runs)
-        cases += [
-            toy | dict(batch=256, ragged=True),
-            gpt2 | dict(early=True),
-            gpt2 | dict(ragged=True),
-            *[gpt2 | dict(name="the same, bfloat16", dtype=torch.bfloat16)] * half_pays,
-            dict(name="Qwen 0.5B shape", config=QWEN, batch=16, prompt=8, new=3, runs=3),
-        ]
-        updates.append(("GPT-2 124M shape", GPT2, "adamw", 8, 256, 3))  # AdamW, as in the presets
-    sampled = [bench_sampling(limit, device, **case) for case in cases]
-    updated = [bench_update(limit, device, *case) for case in updates]
-    kinds = time_by_kind(*update_of(TOY, 256, 36, device), limit) if device.type == "cpu" else ""
-    whole = [("toy", TOY, "muon", 64 if quick else 256, 8, 12, runs)]
-    whole += [] if quick else [("toy", TOY, "adamw", 256, 8, 12, runs)]
-    whole += [] if quick else [("GPT-2 124M shape", GPT2, "adamw", 16, 16, 16, 3)]
-    stepped = [bench_step(device, *case) for case in whole]
-    peaks = {} if quick else {way: peak_of(way) for way in ("ours", "straight")}
-    grown = growth(runs, quick, device)
-    parts = parts_of_default_run(2 if quick else 8, 50 if quick else 500, device)
-    memory = ""
-    if peaks:
-        config, batch, length = WIDE
-        memory = f"""
-At a vocabulary of {config.vocab_size:,} one float32 tensor of all logits, {batch} x {length} tokens, has
-{batch * length * config.vocab_size * 4 / 2**30:.2f} GiB. There an update takes {peaks["ours"]:.2f} GiB, and
-with a full log-softmax {peaks["straight"]:.2f} GiB.
-"""
-    single, half, copy = (f"{limit[k] / 1e9:.0f}" for k in ("torch.float32", "torch.bfloat16", "bytes"))
-    head = ["model", "optimizer", "rows x tokens", "tokens/s", "share of peak", "against full log-softmax"]
-    step_head = ["model", "optimizer", "rows x turns x new", "ours, rows/s", "plain, rows/s", "ratio"]
-    text = f"""# Benchmark
-
-Made by `make bench` on {machine_name(device)}, in {(time.time() - started) / 60:.0f} minutes.
-Medians of {runs} runs (Qwen's sampling and GPT-2's update: 3), fastest and slowest in brackets. The peak of a
-matrix product is {single} GFLOP/s in float32 and {half} in bfloat16. A copy moves {copy} GB/s.
-
-## Sampling, two turns
-
-{sampling_table(sampled)}
-
-All ways have the same weights, prompts, lengths and sampling. transformers, too, goes on in turn 2 with the
-keys and values of turn 1. "Half ends early" is the time when no row ends, divided by the time when half of
-the rows end each turn at its second token.
-
-## Update: loss, backward pass, step
-
-{markdown(head, updated)}
-
-The share counts the FLOPs that are needed: one forward pass of policy and reference, one backward pass, and
-the head at the sampled tokens only.
-{kinds}{memory}
-## A whole step: sample, score, update
-
-{markdown(step_head, stepped)}
-
-Plain is `plain_step.py`: the same step with transformers and torch's own optimizers, as a careful user would
-write it.
-
-## Growth
-
-![Cost against size](bench.png)
-
-{slopes(grown)}
-
-## The default run by part
-
-{parts}
-"""
+    found, machine = tables(runs, quick, device), machine_name(device)
+    text = page(found, machine, (time.time() - started) / 60, runs)
     print(text)
     if not quick:
         (RESULTS / "bench.md").write_text(text, encoding="utf-8")
-        content = {"machine": machine_name(device), "limits": limit, "sampling": sampled}
-        content |= {"peak_GiB": peaks, "growth": grown}
+        content = {"machine": machine, "limits": found["limit"], "sampling": found["sampled"]}
+        content |= {"peak_GiB": found["peaks"], "growth": found["grown"]}
         (RESULTS / "bench.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        draw(grown, machine_name(device))
+        draw(found["grown"], machine)
 
 
 if __name__ == "__main__":
