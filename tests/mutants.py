@@ -590,6 +590,34 @@ mutant(
     "        self.lengths[to] = self.lengths[source]\n", "", DECODE,
 )
 
+# ---------------------------------------------------------------------------------- on a GPU
+
+FAKE_GPU = "tests/test_gpu.py::test_on_a_fake_gpu"
+mutant(
+    "gpu-positions", "the model makes its positions on the CPU", "model.py",
+    "steps = torch.arange(T, device=ids.device)", "steps = torch.arange(T)", FAKE_GPU,
+)
+mutant(
+    "gpu-betas", "the KL weights stay on the CPU", "train.py",
+    "(torch.tensor(betas, device=ids.device)", "(torch.tensor(betas)", FAKE_GPU,
+)
+mutant(
+    "gpu-masks", "the masks of the turns are made on the CPU", "rollout.py",
+    "positions = torch.arange(T, device=starts.device)", "positions = torch.arange(T)", FAKE_GPU,
+)
+mutant(
+    "gpu-columns", "the decode step makes its columns on the CPU", DECODER,
+    "columns = torch.arange(width, device=table.device)", "columns = torch.arange(width)", FAKE_GPU,
+)
+mutant(
+    "gpu-wait", "every token waits for the device", DECODER,
+    "        has_ended[:n] |= token == end", "        has_ended[:n] |= token == end; int(token[0])", FAKE_GPU,
+)
+mutant(
+    "gpu-momentum", "Muon's momentum is on the CPU", "engine/optim.py",
+    'setdefault("momentum", torch.zeros_like(p))', 'setdefault("momentum", torch.zeros(p.shape))', FAKE_GPU,
+)
+
 # ---------------------------------------------------------------------------------- data
 
 mutant(
