@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -37,7 +38,12 @@ def save(path: Path, content: dict) -> None:
     draft, content = path.with_suffix(".tmp"), unshard_content(finite(content))
     if rank() == 0:
         with open(draft, "wb") as file:
-            torch.save(content, file)
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # torch closes a file that Ctrl-C left half written, and fails
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -53,7 +59,10 @@ def load(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give a .pt file that train.py wrote")
     with reading(path, "a checkpoint of train.py"):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=ranks() > 1)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=ranks() > 1)
+        except pickle.UnpicklingError:  # torch's words are about torch
+            raise ValueError("give a .pt file that train.py wrote") from None
         for part in ("config", "gpt", "model"):
             if not isinstance(content[part], dict):
                 raise ValueError(f"its {part} is no table")

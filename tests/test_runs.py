@@ -1,5 +1,6 @@
 """A run's folder and its end: one process at a time, nothing overwritten, nothing that is not finite kept."""
 
+import io
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from scripts import LOADED, ROOT, finish, start
 import eval as evaluation
 import train
 from data import Environment, load_task
+from engine import checkpoints
 from engine.checkpoints import checkpoint_of, load, save
 from engine.cli import run_script
 from engine.folder import begin, locked, open_run
@@ -29,6 +31,7 @@ TINY = [
 
 
 def test_a_second_process_is_kept_out_and_a_dead_ones_lock_is_taken_over(tmp_path):
+    (tmp_path / "config.json").touch()  # an empty folder would be deleted
     with locked(tmp_path):
         with pytest.raises(ValueError, match=f"process {os.getpid()} writes into"), locked(tmp_path):
             pass
@@ -113,6 +116,26 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path):
     assert stopped.returncode == 1 and error.count("\n") == 1
     assert error.startswith("stopped; go on with: python train.py --resume=") and "default" in error
     assert not (tmp_path / "default" / "lock").exists()
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(tmp_path, monkeypatch, number):
+    class Interrupted(io.FileIO):
+        written = 0
+
+        def write(self, data):
+            self.written += 1
+            if self.written == number:
+                super().write(data[:10])
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    path = tmp_path / "last.pt"
+    save(path, {"model": {}, "step": 1})
+    monkeypatch.setattr(checkpoints, "open", Interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, {"model": {"w": torch.zeros(1000)}, "step": 2})
+    assert torch.load(path)["step"] == 1
 
 
 @pytest.mark.slow
