@@ -178,7 +178,7 @@ def report(folder: Path, device: torch.device) -> None:
         results[name]["drift_kl"] = drift(model, base, c, problems)
         del model  # before the next is read
     write_report(folder, c, results, transcripts)
-    print(f"{table(results)}\n\n{folder / 'report.md'} has the whole report")
+    print(f"{table(results)}\n(± is one standard error)\n\n{folder / 'report.md'} has the whole report")
 
 
 def show_checkpoint(path: str, o: EvalOptions) -> None:
@@ -201,7 +201,7 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
         print(json.dumps(without_nan(metrics)))
     else:
         shown = [transcript(*t) for t in transcripts[: o.show]]
-        print(*shown, metrics_text(metrics, from_file=bool(c.test_data)), sep="\n")
+        print(*shown, metrics_text(metrics), sep="\n")
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ class Rollout:
     masks: Tensor  # [B, K, T] bool: the tokens sampled in each turn, with its end-of-turn token
     log_probs: Tensor  # [B, T] the sampler's log-prob of each sampled token, else 0; the loss has its own
     ended: Tensor  # [B, K] bool: the turn came to its end-of-turn token before the length limit
-    texts: list[list[str]] = field(repr=False)  # [B][K] the text of each turn, without special tokens
+    texts: list[list[str]] = field(repr=False)  # [B][K] the text of each turn, without its end-of-turn token
 
     def row(self, b: int) -> list[int]:
         """The ids of row b without its padding."""

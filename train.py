@@ -10,12 +10,13 @@ Read it in this order. `rollout_batch` samples dialogues and turns their rewards
 `policy_loss` is the loss on them. `stages` says which coefficients they get when. `train` is the loop, with
 `backward()` in it. Everything else that a run needs is in engine/.
 
-Where this differs from the paper, or the paper says nothing:
-- The reference of the KL is the base model, as in eq. 3 and 4. Stage II starts with a fresh optimizer.
-- The KL is that of each turn, given its prompt. Its gradient is exact: see `policy_loss`.
+Where this differs from the paper:
 - The baseline of turn 2 compares only rollouts whose first attempt had the same outcome: see `advantages`.
+- Stage II has a KL weight of its own, because the bonus makes rewards 11-fold. Muon learns beside Adam.
+Where the paper says nothing:
+- The KL is that of each turn, given its prompt. Its gradient is exact: see `policy_loss`.
 - We sum over a turn's tokens and take the mean over rows: the gradient of a sequence's expected reward.
-- The KL weights may differ between the stages. The last checkpoint of a stage is used, never the best one.
+- Each stage has fresh optimizers and the schedule of `learning_rate`. We use its last checkpoint.
 """
 
 import engine.interrupt  # noqa: F401, I001 (before the slow imports)
@@ -23,7 +24,7 @@ import engine.interrupt  # noqa: F401, I001 (before the slow imports)
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -138,7 +139,7 @@ def stages(c: Config) -> list[Stage]:
 
 
 def rollout_batch(c: Config, stage: Stage, key: tuple, env: Environment, policy: GPT, reference: GPT):
-    """Samples dialogues of K turns and scores them. `key` is (index of the stage, step).
+    """Samples dialogues (`sample_dialogues` in rollout.py) and scores them. `key` is (stage index, step).
 
     Returns a batch with `ids` [B, T], `masks` [B, K, T] and `advantages` [B, K] of this process's B rows;
     what to log, over the whole batch; and an example (problem, texts, correct) to show.
@@ -311,7 +312,7 @@ def load_model(path: str | Path, device) -> tuple[GPT, Config]:
     if Path(path).is_dir():
         return load_pretrained(path, device), Config(init=str(path), max_new=512, sample_batch=32)
     model, settings = build.load_model(path, device)
-    return model, config_from(Config, settings, path)
+    return model, config_from(Config, asdict(Config()) | settings, path)  # a setting added since: its default
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
-"""Exact division by one digit, with a written check: `8742/6` -> `1447*6=8682<`, and after correction
-`1457*6=8742=`.
+"""Exact division by one digit, with a written check: `2526/6` -> `431*6=2586>`, and after correction
+`421*6=2526=`.
 
 Only the quotient is graded. The check is there for correction to go by: the product, and whether it is
 smaller than the dividend (`<`), larger (`>`) or equal (`=`). A reader sees at once that a quotient is wrong,
@@ -24,7 +24,7 @@ def parse(prompt: str) -> Problem:
     match = re.fullmatch(r"\s*(\d{1,12})\s*/\s*([2-9])\s*=?\s*", prompt, re.ASCII)
     if not match or int(match[1]) % int(match[2]):
         raise ValueError(
-            "a division problem looks like 8742/6: a divisor from 2 to 9 that leaves no remainder"
+            "a division problem looks like 2526/6: at most 12 digits, a divisor from 2 to 9, no remainder"
         )
     return Problem(f"{match[1]}/{match[2]}", str(int(match[1]) // int(match[2])))
 

@@ -1,7 +1,7 @@
 """The tokenizer, how a dialogue becomes ids, and the toy tokenizer: a `tiktoken.Encoding` built in place,
 nothing is downloaded.
 
-<|user|> 8742/6 <|assistant|> 1447*6=8682< <|end|> <|user|> check <|assistant|> 1457*6=8742= <|end|>
+<|user|> 2526/6 <|assistant|> 431*6=2586> <|end|> <|user|> check <|assistant|> 421*6=2526= <|end|>
 `------- x1 ---------------'  `------ y1 --------' `------- x2 ------------'  `----- y2 ---------'
 
 The tokenizers and the markup of pretrained models are in `engine/hf_tokenizer.py`.

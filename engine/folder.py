@@ -137,6 +137,8 @@ def locked(folder: Path):
             yield
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty, because the run could not start
 
 
 def write(path: Path, text: str) -> None:

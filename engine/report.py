@@ -63,8 +63,8 @@ def report_text(c, results: dict, minutes: float, transcripts: list, pictures: l
         "",
         f"Settings other than the defaults: {changed or 'none'}. Training took {minutes:.1f} minutes.",
         "",
-        f"Percent of {n} held-out problems ± standard error. Greedy, or sampled at temperature 1. The third",
-        "row is greedy on problems that it trained on: who is much better there has memorised.",
+        f"Percent of {n} held-out problems ± one standard error. Greedy, or sampled at temperature 1. The",
+        "third row is greedy on problems that it trained on: who is much better there has memorised.",
         "",
         table(results),
         "",
@@ -83,7 +83,7 @@ def report_text(c, results: dict, minutes: float, transcripts: list, pictures: l
         swap_table(results),
         "",
     ]
-    if c.test_data:
+    if any(r["greedy"][k] for r in results.values() for k in UNJUDGED):
         rows = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in UNJUDGED)] for name, r in results.items()]
         title = "## Attempts that could not be judged (greedy, percent)"
         lines += [title, "", markdown(["checkpoint", *UNJUDGED], rows), ""]
@@ -97,14 +97,14 @@ def table(results: dict) -> str:
     """Markdown: the metrics of each checkpoint in percent ± one standard error."""
     rows = []
     for name, result in results.items():
-        for decoding in ("greedy", "sampled", "training"):
-            m = result[decoding]
+        for how in ("greedy", "sampled", "training"):
+            m = result[how]
             cells = []
             for k in COLUMNS:
                 sign = "+" if k == "delta" else ""
                 cells.append(f"{100 * m[k]:{sign}.1f} ± {100 * m['se'][k]:.1f}")
-            rows.append([name, decoding, *cells])
-    return markdown(["checkpoint", "decoding", *COLUMNS.values()], rows)
+            rows.append([name, "greedy, training" if how == "training" else how, *cells])
+    return markdown(["checkpoint", "how", *COLUMNS.values()], rows)
 
 
 def swap_table(results: dict) -> str:
@@ -117,17 +117,18 @@ def swap_table(results: dict) -> str:
     return markdown(["checkpoint", "n", *kinds, "drift"], rows)
 
 
-def metrics_text(metrics: dict, from_file: bool) -> str:
-    """The metrics of one checkpoint, a line each. `from_file`: show what could not be judged, too."""
+def metrics_text(metrics: dict) -> str:
+    """The metrics of one checkpoint, a line each; if some attempts could not be judged, their shares, too."""
     lines = []
     for name in COLUMNS:
         if name in metrics:
             error = f" ± {100 * metrics['se'][name]:.1f}" if "se" in metrics else ""
             lines.append(f"{COLUMNS[name]:>10} {100 * metrics[name]:6.1f}{error} %")
-    if from_file:
+    if any(metrics[name] for name in UNJUDGED):
         lines.append(" ".join(f"{name} {100 * metrics[name]:.1f} %" for name in UNJUDGED))
     accuracies = " ".join(f"{100 * a:.1f}" for a in metrics["acc"])
-    lines.append(f"accuracy after each attempt: {accuracies} %  (n = {metrics['n']})")
+    lines.append(f"accuracy after each attempt: {accuracies} %")
+    lines.append(f"(n = {metrics['n']}; ± is one standard error over these problems)")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ class TaskSettings:
     """the task and the model"""
 
     task: str = option(
-        "division", "division, countdown, addition, multiplication, gsm8k, math, mbpp or yours"
+        "division", "division, countdown, addition, multiplication, words, gsm8k, math, mbpp or yours"
     )
     size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 1000)
     train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
@@ -41,7 +41,7 @@ class BaseSettings:
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
     right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
     easy_until: float = option(0.5, "until this part of the steps, easier problems are mixed in", 0, 1)
-    own_from: float = option(0.3, "after this part of the steps, some first attempts are its own", 0, 1)
+    own_from: float = option(0.3, "after this part of the steps, some wrong first attempts are its own", 0, 1)
     imitate: str = option("", "JSONL of dialogues (prompt, attempts): the last attempt is imitated before RL")
     imitate_steps: int = option(
         100, "steps on that file, `batch` dialogues each, at learning rate `lr`", 1, STEPS
@@ -119,7 +119,7 @@ class EvalOptions:
     task: str = option(None, "another task than the run's, e.g. humaneval for a model trained on mbpp")
     test_data: str = option(None, "another file of problems; rows with `attempt` are for offline repair")
     repair: str = option(None, "offline repair: turn 2 on the wrong first attempts of a file made by --save")
-    problem: str = option(None, "a problem of your own, e.g. 8742/6")
+    problem: str = option(None, "a problem of your own, e.g. 2526/6")
     chat: bool = option(False, "pose problems and ask for checks, at the keyboard")
     show: int = option(0, "number of transcripts to print", 0)
     json: bool = option(False, "print the metrics as JSON")
@@ -164,8 +164,7 @@ def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]
 
 def config_from(Config: type, values: dict, path) -> Settings:
     """The Config of a checkpoint. ValueError if its settings are not those of this version of the project."""
-    missing = sorted({field.name for field in dataclasses.fields(Config)} - values.keys())
-    require(
-        not missing, f"{path} is of another version of this project, without {missing[:1]}: train it anew"
-    )
+    missing = {field.name for field in dataclasses.fields(Config)} - values.keys()
+    if missing:
+        raise ValueError(f"{path} is of another version of this project: train it anew (no {min(missing)})")
     return checked(Config, values, path)

@@ -795,10 +795,10 @@ mutant(
 )
 mutant(
     "stage2-from-the-base", "Stage II starts from the base", RUN,
-    "        reference = None\n",
-    "        reference = None\n"
-    '        base = load_model(self.folder / "base.pt", self.device)[0].state_dict()\n'
-    "        self.policy.load_state_dict(base, strict=False)\n",
+    "            reference = load_reference(self.c",
+    '            base = load_model(self.folder / "base.pt", self.device)[0].state_dict()\n'
+    "            self.policy.load_state_dict(base, strict=False)\n"
+    "            reference = load_reference(self.c",
     wiring("each_stage_goes_on_from_the_last_one_with_fresh_optimizers"),
 )
 mutant(

@@ -169,6 +169,13 @@ def test_every_bug_is_caught_by_the_test_that_it_names(name, tmp_path, tree, mon
     assert row["points"] == 0 and "test_" in row["reason"], row
 
 
+def test_the_handouts_first_command_runs_with_a_bug_in_the_checkpoints(tmp_path):
+    (name,) = [name for name in bug.VARIANTS if edit(name).file == "engine/run.py"]
+    copy_project(tmp_path / "tree")
+    bug.plant(name, tmp_path / "tree")
+    bug.run(tmp_path / "tree", [sys.executable, "train.py", "--preset=course-base", "--base_steps=2"])
+
+
 def test_a_mended_bug_has_its_points(tmp_path, tree, monkeypatch):
     (tmp_path / "train.py").write_text(text_of("train.py"), encoding="utf-8")
     monkeypatch.setattr(grade, "variant_of", lambda student: "baseline-includes-itself")

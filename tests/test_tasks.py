@@ -174,7 +174,7 @@ def evaluate(qwen, tmp_path, monkeypatch, capsys):
 def test_what_eval_offers_for_tasks_from_files(evaluate, tmp_path):
     saved = tmp_path / "wrong.jsonl"
     shown = evaluate(f"--save={saved}", "--show=1", "--temperature=1")
-    assert "--- attempt 2 (wrong)" in shown and "n = 6)" in shown and "unparsable" in shown
+    assert "--- attempt 2 (wrong)" in shown and "(n = 6; " in shown and "unparsable" in shown
     repaired = json.loads(evaluate(f"--repair={saved}", "--json"))  # a random model's attempts are all wrong
     assert repaired["n"] == 6 and repaired["acc_t1"] == 0
     with pytest.raises(ValueError, match="can't judge a problem of yours"):

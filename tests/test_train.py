@@ -104,17 +104,20 @@ def test_smoke_preset_and_report(tmp_path):
     assert (
         shown.returncode == 0 and "Acc@t1" in shown.stdout and "accuracy after each attempt" in shown.stdout
     )
+    assert "truncated" not in shown.stdout
+    cut_off = script("eval.py", checkpoint, "--n=20", "--max_new=1").stdout
+    assert "truncated 100.0 %" in cut_off and "one standard error" in cut_off
     as_json = json.loads(script("eval.py", checkpoint, "--json", "--n=20", "--temperature=1").stdout)
     assert as_json["n"] == 20
     posed = script("eval.py", checkpoint, "--problem=84/6")
     assert posed.returncode == 0 and "84/6" in posed.stdout and posed.stdout.count("(") == 2
     for args, words in [
-        ((checkpoint, "--problem=85/6"), "looks like 8742/6"),
+        ((checkpoint, "--problem=85/6"), "looks like 2526/6"),
         ((checkpoint, "--n=100000"), "lower n=100000"),
         ((checkpoint, "--turns=0"), "turns=0: it must be 1 or more"),
         ((checkpoint, "--turns=500"), "max_len"),
         ((checkpoint, "--temperature=-1"), "temperature=-1.0: it must be 0 or more"),
-        ((folder / "report.md",), "is not a checkpoint"),
+        ((folder / "report.md",), "is not a checkpoint of train.py: give a .pt file"),
         ((folder / "stage9.pt",), "no checkpoint"),
         ((tmp_path,), "no checkpoint"),
     ]:
@@ -133,6 +136,20 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, monkeypatch, caps
     c = run_here(tmp_path, monkeypatch, "c", "--seed=1")
     assert same(weights(a / "stage2.pt"), weights(b / "stage2.pt")) and metrics(a) == metrics(b)
     assert not same(weights(a / "stage2.pt"), weights(c / "stage2.pt"))
+
+
+def test_a_checkpoint_from_before_a_setting_was_added_has_its_default(tmp_path, monkeypatch, capsys):
+    path = run_here(tmp_path, monkeypatch, "base", "--stage1_steps=0", "--stage2_steps=0") / "base.pt"
+    content = torch.load(path)
+    del content["config"]["alpha"]
+    torch.save(content, path)
+    assert train.load_model(path, "cpu")[1].alpha == Config.alpha
+
+
+def test_a_start_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    with pytest.raises(ValueError, match="raise --max_new"):
+        run_here(tmp_path, monkeypatch, "refused", "--max_new=3")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_run_may_make_the_base_alone(tmp_path, monkeypatch, capsys):
