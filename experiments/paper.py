@@ -1,6 +1,6 @@
 """The paper's tables and figures on the toy task, with error bars: trains all methods and writes a report.
 
-    python experiments/paper.py            every method on five seeds, the sweeps on three
+    python experiments/paper.py            the main methods on five seeds, the others on three
     python experiments/paper.py --quick    one seed with few steps, to see that it runs
     python experiments/paper.py --report   only the report again, from experiments/results/paper.json
 
@@ -87,7 +87,7 @@ def grid(kind: str) -> dict[str, Method]:
     for a in (1.0, 30.0):
         sweep[f"alpha={a:g}"] = Method(f"α = {a:g}", dict(alpha=a), **forked)
     for b in (0.01, 0.1, 1.0):
-        sweep[f"beta1={b:g}"] = Method(f"Stage II's β1 = {b:g}", dict(stage2_beta=b), **forked)
+        sweep[f"beta1={b:g}"] = Method(f"β of Stage II = {b:g}", dict(stage2_beta=b), **forked)
     for b in (0.02, 2.0):
         sweep[f"beta2={b:g}"] = Method(f"β2 = {b:g}", dict(beta2=b), **few)
     rivals = {}
@@ -118,7 +118,7 @@ def grid(kind: str) -> dict[str, Method]:
         "offline": Method("no online first attempts", dict(offline_share=1.0), **few),
         "rloo": Method("RLOO by problem", dict(baseline="rloo", samples_per_problem=4), **few),
         "score3": Method("SCoRe, three attempts", dict(turns=3), **forked),
-        "no_bonus_kl": Method("no bonus, β1 / 11", dict(alpha=0.0, stage2_beta=beta / 11), **forked),
+        "no_bonus_kl": Method("no bonus, β / 11", dict(alpha=0.0, stage2_beta=beta / 11), **forked),
         **rivals,
         **sweep,
     }

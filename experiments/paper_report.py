@@ -55,7 +55,7 @@ COLORS = {
     "stage1": "#7fb7de", "score": "#1b5fa8", "score3": "#0b2c5c",
 }  # fmt: skip
 FIRST = "#999999"  # attempt 1, whatever the method
-SWEPT = {"alpha": "α", "beta1": "β1 of Stage II", "beta2": "β2"}
+SWEPT = {"alpha": "α", "beta1": "β of Stage II", "beta2": "β2"}
 
 
 def interval(values) -> tuple[np.ndarray, np.ndarray]:
@@ -477,7 +477,7 @@ than their label says. Without Stage I all updates are of Stage II, at Stage I's
 first attempts turn 1 is not trained at all. Our baseline compares rollouts with the same first outcome, so
 the bonus multiplies the advantage of turn 2 by 1 + α and does nothing else (except for a rollout that is
 alone with its outcome). Without the bonus the KL of turn 2 therefore weighs 11 times as much against its
-reward. The row "β1 / 11" keeps that ratio; it also loosens the KL of turn 1.
+reward. The row "β / 11" keeps that ratio; it also loosens the KL of turn 1.
 
 {ablation_table(r)}
 
