@@ -532,7 +532,6 @@ def tables(runs: int, quick: bool, device: torch.device) -> dict:
     """All that is measured: texts and tables by name, and what bench.json keeps."""
     # If a limit is measured too low, all shares look good.
     limit = limits(5 * runs, 512 if quick else 2048, device)
-    half_pays = limit["torch.bfloat16"] > limit["torch.float32"]
     toy = dict(name="toy", config=TOY, prompt=8, new=12, runs=runs)
     cases = [
         toy | dict(batch=32, plain=True),
@@ -547,9 +546,10 @@ def tables(runs: int, quick: bool, device: torch.device) -> dict:
             toy | dict(batch=256, ragged=True),
             gpt2 | dict(early=True),
             gpt2 | dict(ragged=True),
-            *[gpt2 | dict(name="the same, bfloat16", dtype=torch.bfloat16)] * half_pays,
             dict(name="Qwen 0.5B shape", config=QWEN, batch=16, prompt=8, new=3, runs=3),
         ]
+        if limit["torch.bfloat16"] > limit["torch.float32"]:
+            cases.insert(-1, gpt2 | dict(name="the same, bfloat16", dtype=torch.bfloat16))
         updates.append(("GPT-2 124M shape", GPT2, "adamw", 8, 256, 3))  # AdamW, as in the presets
         steps.append(("toy", TOY, "adamw", 256, 8, 12, runs))
         steps.append(("GPT-2 124M shape", GPT2, "adamw", 16, 16, 16, 3))
