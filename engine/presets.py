@@ -24,6 +24,8 @@ PRESETS = {
     "quick": dict(
         name="quick", init="experiments/checkpoints/base.pt", stage1_steps=60, stage2_steps=0, eval_n=1000
     ),
+    # Four times the updates: the default stops where learning has only begun.
+    "long": dict(name="long", stage1_steps=1200, stage2_steps=600),
     "plain": PLAIN_RL | dict(name="plain"),
     "single": PLAIN_RL | dict(name="single", stage2_weight2=0.0),
     "countdown": dict(name="countdown", task="countdown", size=12),
