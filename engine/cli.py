@@ -1,5 +1,6 @@
 """How a script ends: what went wrong is one line on stderr, not a traceback, if it isn't a fault of ours."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,8 +13,8 @@ def run_script(main: Callable[[], int | None]) -> None:
 
     Some exceptions become one line: a UsageError (exit code 2), and with exit code 1 ValueError (bad input),
     OSError (files), FloatingPointError (a run that diverged), memory that can't be had, Ctrl-C, and the end
-    of another of several processes. Any other exception is a fault of ours and shows its traceback. Output is
-    UTF-8.
+    of another of several processes. A closed pipe ends it without a word, exit code 141. Any other exception
+    is a fault of ours and shows its traceback. Output is UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
@@ -22,6 +23,9 @@ def run_script(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except UsageError as error:
         code = say(f"error: {error}", 2)
+    except BrokenPipeError:  # nobody reads on, as with `| head`; nor can Python's own flush at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141  # as a shell reports SIGPIPE
     except (ValueError, OSError, FloatingPointError) as error:
         code = say(f"error: {error}", 1)
     except KeyboardInterrupt:

@@ -139,6 +139,16 @@ def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(tmp_path, monkeypatch, n
 
 
 @pytest.mark.slow
+def test_a_script_ends_without_a_word_when_nobody_reads_its_output():
+    code = "from engine.cli import run_script; run_script(lambda: [print(i) for i in range(10**5)] and 0)"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.wait(60) == 141 and process.stderr.read() == ""
+
+
+@pytest.mark.slow
 def test_ctrl_c_while_the_libraries_load_is_one_line(tmp_path):
     command = [sys.executable, ROOT / "train.py", *TINY, f"--out={tmp_path}"]  # it loads them, not a fork
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
