@@ -13,8 +13,9 @@ def run_script(main: Callable[[], int | None]) -> None:
 
     Some exceptions become one line: a UsageError (exit code 2), and with exit code 1 ValueError (bad input),
     OSError (files), FloatingPointError (a run that diverged), memory that can't be had, Ctrl-C, and the end
-    of another of several processes. A closed pipe ends it without a word, exit code 141. Any other exception
-    is a fault of ours and shows its traceback. Output is UTF-8.
+    of another of several processes. If nobody reads the output any more, as with `| head`, the script ends
+    without a word (exit code 141). Any other exception is a fault of ours and shows its traceback. Output is
+    UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
@@ -23,9 +24,8 @@ def run_script(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except UsageError as error:
         code = say(f"error: {error}", 2)
-    except BrokenPipeError:  # nobody reads on, as with `| head`; nor can Python's own flush at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141  # as a shell reports SIGPIPE
+    except BrokenPipeError as error:
+        code = 141 if nobody_reads() else say(f"error: {error}", 1)  # 141: SIGPIPE, as a shell reports it
     except (ValueError, OSError, FloatingPointError) as error:
         code = say(f"error: {error}", 1)
     except KeyboardInterrupt:
@@ -45,6 +45,16 @@ def run_script(main: Callable[[], int | None]) -> None:
             raise
     leave(code)
     sys.exit(code)
+
+
+def nobody_reads() -> bool:
+    """Whether the program that reads our output has ended. An empty line more tells it."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the exit
+        return True
+    return False
 
 
 def say(line: str, code: int) -> int:

@@ -112,6 +112,7 @@ def begin(c: Settings, folder: Path) -> None:
 @contextlib.contextmanager
 def locked(folder: Path):
     """Makes the folder and keeps other processes out of it. The system opens the lock when a process ends.
+    A folder that is still empty then, because the run could not start, is deleted.
 
     ValueError if another process has the folder. Some file systems have no locks, and Windows has others:
     there nobody is kept out.
@@ -138,7 +139,7 @@ def locked(folder: Path):
         finally:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                folder.rmdir()  # if it is empty, because the run could not start
+                folder.rmdir()  # fails if there is anything in it
 
 
 def write(path: Path, text: str) -> None:

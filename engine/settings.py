@@ -166,5 +166,6 @@ def config_from(Config: type, values: dict, path) -> Settings:
     """The Config of a checkpoint. ValueError if its settings are not those of this version of the project."""
     missing = {field.name for field in dataclasses.fields(Config)} - values.keys()
     if missing:
-        raise ValueError(f"{path} is of another version of this project: train it anew (no {min(missing)})")
+        other = "it is of another version of this project, so train it anew"
+        raise ValueError(f"{path} has no setting {min(missing)}: {other}")
     return checked(Config, values, path)

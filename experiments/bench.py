@@ -1,6 +1,6 @@
 """How fast sampling and the update are, beside what the machine can do: writes bench.md, .json and .png.
 
-    python experiments/bench.py             all of it, into experiments/results/; about 5 minutes
+    python experiments/bench.py             all of it, into experiments/results/; 5 to 15 minutes
     python experiments/bench.py --quick     the toy model with few runs; writes no file
     python experiments/bench.py --quick --device=cuda    the same on a GPU; `make gpu` times large models
 
@@ -92,7 +92,7 @@ def limits(runs: int, size: int, device: torch.device) -> dict[str, float]:
         return 2 * size**3 / min(in_turns(runs, device, product=lambda: a @ b)["product"])
 
     single, half = product(torch.float32, size), product(torch.bfloat16, 256)
-    if device.type == "cuda" or half > single / 10:  # else it has no units for bfloat16, and would take hours
+    if device.type == "cuda" or half > single / 10:  # else it has no units for bfloat16
         half = product(torch.bfloat16, size)
     a = torch.randn(numbers, device=device)
     b = torch.empty_like(a)
@@ -316,21 +316,22 @@ def bench_update(
 
 
 def time_by_kind(update: Callable, flops: int, limit: dict) -> str:
-    """Into which operations the time of an update on a CPU goes, as a sentence."""
+    """Into which operations the time of an update on a CPU goes, in words. It needs `flops`."""
     update()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         update()
     seconds = Counter()
     for event in profile.key_averages():
-        name = event.key.removeprefix("aten::")
-        kind = "product" if name in ("mm", "addmm", "bmm", "baddbmm") else "rest"
-        seconds["attention" if "dot_product" in name else kind] += event.self_cpu_time_total / 1e6
+        if event.key in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+            kind = "product"
+        else:
+            kind = "attention" if "dot_product" in event.key else "rest"
+        seconds[kind] += event.self_cpu_time_total / 1e6
     product, attention, rest = (100 * seconds[k] / seconds.total() for k in ("product", "attention", "rest"))
     pace = 100 * flops / seconds["product"] / limit["torch.float32"]
     return f"""
-Of the toy's update, matrix products take {product:.0f} % of the time, at {pace:.0f} % of the peak.
-Attention takes {attention:.0f} %, and all else {rest:.0f} %: norms, RoPE, SwiGLU, softmax, the optimizer
-and Python.
+Matrix products take {product:.0f} % of the time of the toy's update, at {pace:.0f} % of the peak. Attention
+takes {attention:.0f} %. All else takes {rest:.0f} %: norms, RoPE, SwiGLU, softmax, the optimizer and Python.
 """
 
 
@@ -575,10 +576,10 @@ def page(found: dict, machine: str, minutes: float, runs: int) -> str:
     memory, limit = "", found["limit"]
     if found["peaks"]:
         (config, batch, length), peaks = WIDE, found["peaks"]
+        size = batch * length * config.vocab_size * 4 / 2**30
         memory = f"""
-At a vocabulary of {config.vocab_size:,} one float32 tensor of all logits, {batch} x {length} tokens, has
-{batch * length * config.vocab_size * 4 / 2**30:.2f} GiB. There an update takes {peaks["ours"]:.2f} GiB, and
-with a full log-softmax {peaks["straight"]:.2f} GiB.
+With a vocabulary of {config.vocab_size:,}, one float32 tensor of all logits has {size:.2f} GiB ({batch} x
+{length} tokens). Updates take {peaks["ours"]:.2f} GiB, and {peaks["straight"]:.2f} with a full log-softmax.
 """
     single, half, copy = (f"{limit[k] / 1e9:.0f}" for k in ("torch.float32", "torch.bfloat16", "bytes"))
     return f"""# Benchmark

@@ -462,11 +462,11 @@ compare methods with unequal numbers of seeds only by the paired differences.
 ![From attempt 1 to attempt 2]({draw_methods(r, place / "methods.png")})
 
 The distance between dot and tip is Δ. RL and SFT make {one + two} updates of the same batch. Oracle SFT has a
-lower learning rate than Pair-SFT and RL: each SFT has the one that suits it.
-STaR has three rounds of a third each, always from the base. The base and Self-Refine are not trained.
-Stage I is the first part of SCoRe. SCoRe with three attempts has one part of Stage I more, {2 * one + two}
-updates in all. Self-Refine cannot help here: its verdicts are honest, but in the base's demonstrations the
-attempt after a verdict was drawn without a look at it.
+lower learning rate than Pair-SFT and RL: each SFT has the one that suits it. STaR has three rounds of a third
+each, always from the base. The base and Self-Refine are not trained. Stage I is the first part of SCoRe.
+SCoRe with three attempts has one part of Stage I more, {2 * one + two} updates in all. Self-Refine cannot
+help here: its verdicts are honest, but in the base's demonstrations the attempt after a verdict was drawn
+without a look at it.
 
 {main_table(r)}
 

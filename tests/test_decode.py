@@ -101,14 +101,8 @@ def test_a_graph_of_each_shape_is_recorded_once_and_gives_what_a_step_gives(smal
 
 def test_a_gpu_halves_the_rows_and_a_cpu_takes_multiples_of_eight():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert [decode.fewer_rows(left, 256, gpu) for left in (256, 129, 128, 65, 64, 1)] == [
-        256,
-        256,
-        128,
-        128,
-        64,
-        1,
-    ]
+    halved = [decode.fewer_rows(left, 256, gpu) for left in (256, 129, 128, 65, 64, 1)]
+    assert halved == [256, 256, 128, 128, 64, 1]
     assert [decode.fewer_rows(left, 9, gpu) for left in (9, 5, 4, 3, 2)] == [9, 9, 5, 5, 3]
     assert [decode.fewer_rows(left, 256, cpu) for left in (129, 128, 1)] == [136, 128, 8]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -146,6 +147,15 @@ def test_a_script_ends_without_a_word_when_nobody_reads_its_output():
     assert process.stdout.readline() == "0\n"
     process.stdout.close()
     assert process.wait(60) == 141 and process.stderr.read() == ""
+
+
+def test_another_pipe_that_breaks_is_an_error(capsys):
+    def main():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with mock.patch.object(sys, "stdout", io.TextIOWrapper(io.BytesIO())), pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == 1 and "Broken pipe" in capsys.readouterr().err
 
 
 @pytest.mark.slow
