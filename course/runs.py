@@ -17,14 +17,20 @@ COMMON = dict(
     baseline="by_outcome", temperature=1.0, optimizer="muon", adam_share=0.1, max_grad_norm=1.0, seed=0,
     device="cpu", report=False, show_every=40, log_every=10, save_every=40,
 )  # fmt: skip
-PRESETS = {
-    "course-base": COMMON | dict(
-        name="base", n_layer=1, n_head=4, dim=64, base_steps=160, base_batch=48, base_lr=0.02,
-        right_first=1.0, copy=0.5, right=0.5, own_from=1.0, stage1_steps=0, stage2_steps=0,
+PRESETS = {  # name -> what it is for, and its settings
+    "course-base": (
+        "the base of the course's runs",
+        COMMON | dict(
+            name="base", n_layer=1, n_head=4, dim=64, base_steps=160, base_batch=48, base_lr=0.02,
+            right_first=1.0, copy=0.5, right=0.5, own_from=1.0, stage1_steps=0, stage2_steps=0,
+        ),
     ),
-    "course": COMMON | dict(
-        init="out/base/base.pt", stage1_steps=40, stage2_steps=40, lr=0.01, stage2_lr=0.01,
-        alpha=10.0, gamma=0.0, beta1=0.01, beta2=1.0, stage2_beta=1.0,
+    "course": (
+        "the course's runs, from that base",
+        COMMON | dict(
+            init="out/base/base.pt", stage1_steps=40, stage2_steps=40, lr=0.01, stage2_lr=0.01,
+            alpha=10.0, gamma=0.0, beta1=0.01, beta2=1.0, stage2_beta=1.0,
+        ),
     ),
 }  # fmt: skip
 ONE_STAGE = "--init=out/score/stage1.pt --stage1_steps=0"

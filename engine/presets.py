@@ -1,5 +1,7 @@
 """Presets: sets of settings for `--preset=NAME`. Single settings on the command line override them."""
 
+from pathlib import Path
+
 # Table 5 of the paper. The paper does not say how the steps are divided between the stages (here: half and
 # half), how long an attempt may be, or whether a batch counts problems or samples. GSM8K is not in the table:
 # it gets MATH's values.
@@ -14,29 +16,52 @@ PAPER_CODE = PAPER | dict(
     lr=1e-5, stage2_lr=1e-5, batch=128, beta2=0.25, stage1_steps=750, stage2_steps=750, max_new=512
 )  # fmt: skip
 PLAIN_RL = dict(stage1_steps=0, stage2_steps=450, stage2_lr=0.005, alpha=0.0)
+HERE = Path(__file__).resolve().parent.parent
 
-PRESETS = {
-    "smoke": dict(
-        name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10,
-        stage2_steps=10, batch=64, micro_batch=64, eval_n=50, log_every=5, show_every=10,
+PRESETS = {  # name -> what it is for, and its settings
+    "smoke": (
+        "all parts in seconds; too short to learn anything",
+        dict(
+            name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10,
+            stage2_steps=10, batch=64, micro_batch=64, eval_n=50, log_every=5, show_every=10,
+        ),
     ),
-    # From the shipped base, so that a minute is enough to see the second attempt come away from the first.
-    "quick": dict(
-        name="quick", init="experiments/checkpoints/base.pt", stage1_steps=60, stage2_steps=0, eval_n=1000
+    "quick": (
+        "two minutes for a first look: a short Stage I, from the base in experiments/checkpoints",
+        dict(
+            name="quick", init=str(HERE / "experiments" / "checkpoints" / "base.pt"), stage1_steps=60,
+            stage2_steps=0, eval_n=1000,
+        ),
     ),
-    # Four times the updates: the default stops where learning has only begun.
-    "long": dict(name="long", stage1_steps=1200, stage2_steps=600),
-    "plain": PLAIN_RL | dict(name="plain"),
-    "single": PLAIN_RL | dict(name="single", stage2_weight2=0.0),
-    "countdown": dict(name="countdown", task="countdown", size=12),
-    "gsm8k": PAPER_MATH | dict(name="gsm8k", task="gsm8k", max_new=512),
-    "math": PAPER_MATH | dict(name="math", task="math"),
-    "mbpp": PAPER_CODE | dict(name="mbpp", task="mbpp"),
-    # A pretrained model: engine/SMOLLM2.md. Few and short dialogues, so that a CPU can do it.
-    "smollm2": dict(
-        name="smollm2", task="words", size=9, optimizer="adamw", lora=16, base_steps=100, base_batch=16,
-        base_lr=1e-3, right_first=0.5, copy=0.5, right=0.0, own_from=1.0, batch=32, sample_batch=32,
-        micro_batch=8, max_new=28, lr=1e-3, stage2_lr=2e-4, stage1_steps=60, stage2_steps=20, eval_n=500,
-        log_every=1, show_every=20, save_every=5, report=False,
+    "long": (
+        "four times the updates, since the default stops where learning has only begun",
+        dict(name="long", stage1_steps=1200, stage2_steps=600),
+    ),
+    "plain": (
+        "plain RL on both turns, to compare with; give it the base of a run as --init",
+        PLAIN_RL | dict(name="plain"),
+    ),
+    "single": (
+        "RL on the first turn alone, to compare with; give it the base of a run as --init",
+        PLAIN_RL | dict(name="single", stage2_weight2=0.0),
+    ),
+    "countdown": (
+        "another task: reach a number with +, - and *",
+        dict(name="countdown", task="countdown", size=12),
+    ),
+    "gsm8k": (
+        "the paper's settings for MATH, on GSM8K",
+        PAPER_MATH | dict(name="gsm8k", task="gsm8k", max_new=512),
+    ),
+    "math": ("the paper's settings for MATH", PAPER_MATH | dict(name="math", task="math")),
+    "mbpp": ("the paper's settings for programs", PAPER_CODE | dict(name="mbpp", task="mbpp")),
+    "smollm2": (
+        "a pretrained model, with dialogues so few and short that a CPU can do it: engine/SMOLLM2.md",
+        dict(
+            name="smollm2", task="words", size=9, optimizer="adamw", lora=16, base_steps=100, base_batch=16,
+            base_lr=1e-3, right_first=0.5, copy=0.5, right=0.0, own_from=1.0, batch=32, sample_batch=32,
+            micro_batch=8, max_new=28, lr=1e-3, stage2_lr=2e-4, stage1_steps=60, stage2_steps=20, eval_n=500,
+            log_every=1, show_every=20, save_every=5, report=False,
+        ),
     ),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The settings that are not SCoRe's own: task, model, base, memory, files. SCoRe's are in train.py."""
 
 import dataclasses
+import textwrap
 from dataclasses import dataclass
 
 from data import load_task
@@ -142,8 +143,12 @@ def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]
     """
     usage = "python train.py [--preset=NAME] [--key=value ...] | --resume=FOLDER"
     presets = []
-    for name, values in PRESETS.items():
-        presets.append(f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items()))
+    for name, (why, values) in PRESETS.items():
+        words = " ".join(f"--{key}={value}" for key, value in values.items())
+        presets += [
+            f"  {name}: {why}",
+            textwrap.indent(textwrap.fill(words, 112, break_on_hyphens=False), "    "),
+        ]
     other = {
         "--preset": dict(choices=PRESETS, metavar="NAME", help="start from a set of settings, listed below"),
         "--resume": dict(metavar="FOLDER", help="go on with the stopped run in this folder"),
@@ -157,7 +162,7 @@ def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]
     for key, value in given.items():
         print(f"{key} = {value!r}")
     try:
-        return Config(**{**PRESETS.get(preset, {}), **given}), resume
+        return Config(**{**(PRESETS[preset][1] if preset else {}), **given}), resume
     except ValueError as error:
         raise UsageError(error) from None
 

@@ -76,7 +76,7 @@ def grid(kind: str) -> dict[str, Method]:
     one, two = steps_of(kind)
     total = one + two
     once = dict(stage1_steps=0, stage2_steps=total)
-    plain, single = (PRESETS[name] | once for name in ("plain", "single"))
+    plain, single = (PRESETS[name][1] | once for name in ("plain", "single"))
     no_rl = dict(stage1_steps=0, stage2_steps=0)
     imitation, star = (no_rl | dict(imitate_steps=n) for n in (total, total // 3))
     four = dict(stage1_steps=4 * one, stage2_steps=4 * two)

@@ -17,6 +17,7 @@ from data.demonstrations import read_traces
 from engine import sampling
 from engine.build import make_environment, make_tokenizer
 from engine.checkpoints import load, save
+from engine.presets import PRESETS
 from engine.settings import parse_args
 from eval import evaluate, swap_test
 from train import Config, load_model
@@ -440,6 +441,19 @@ def test_bad_places_are_one_line_errors(tmp_path):
             args,
             failed.stderr,
         )
+
+
+def test_the_quick_preset_finds_its_base_from_any_folder(tmp_path):
+    few = ("--stage1_steps=1", "--batch=4", "--eval_n=4", "--report=false", "--device=cpu")
+    done = script("train.py", "--preset=quick", *few, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "out" / "quick" / "stage1.pt").exists(), done.stderr
+
+
+def test_help_lists_every_preset_with_its_use_and_its_settings():
+    text = " ".join(script("train.py", "--help").stdout.split())
+    for name, (why, values) in PRESETS.items():
+        settings = " ".join(f"--{key}={value}" for key, value in values.items())
+        assert f"{name}: {why} {settings}" in text, name
 
 
 def test_help_lists_every_field_with_its_reason():
