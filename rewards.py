@@ -13,7 +13,7 @@ from data import Problem, verdicts
 def correctness(
     task, problems: list[Problem], texts: list[list[str]], ended: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Which attempts are right, bool [B, K], and what share of them could not be judged.
+    """Which attempts are right, bool [B, K], and which shares failed before their answer was compared.
 
     `texts` [B][K] are the attempts at `problems` [B]; `ended` [B, K] says which came to their end of turn. An
     attempt that the length limit cut off is wrong, and its text is not looked at. The shares are of all B * K
@@ -28,7 +28,7 @@ def correctness(
     return correct, {"truncated": 1 - len(judged) / ended.numel(), **shares}
 
 
-def turn_rewards(correct: Tensor, rollout, weights: tuple[float, ...], alpha: float) -> Tensor:
+def turn_rewards(correct: Tensor, weights: tuple[float, ...], alpha: float) -> Tensor:
     """Each turn's reward [B, K]: w_k * r_k and, for turns k > 1, the bonus alpha * (r_k - r_{k-1}) on top.
 
     `correct` [B, K] bool gives r; `weights` are w_1 to w_K. The bonus is not multiplied by w_k. Turn 1 has no
@@ -41,8 +41,7 @@ def turn_rewards(correct: Tensor, rollout, weights: tuple[float, ...], alpha: fl
     | plain RL on both turns (eq. 1) | (1, 1) | 0 |
     | single-turn RL (eq. 2) | (1, 0) | 0 |
 
-    `rollout` is for rewards of your own: they may look at `rollout.texts` [B][K] or `rollout.masks` [B, K,
-    T]. The README shows a length penalty.
+    A reward of your own is a function beside this one: see the README.
     """
     r = correct.float()
     rewards = r * torch.tensor(weights, device=r.device)
@@ -53,8 +52,9 @@ def turn_rewards(correct: Tensor, rollout, weights: tuple[float, ...], alpha: fl
 def turn_returns(rewards: Tensor, gamma: float) -> Tensor:
     """What each turn is credited with [B, K]: its own reward plus gamma times the next turn's return.
 
-    The paper uses gamma = 0. With gamma = 1 and alpha > 1 turn 1 would gain by being wrong: a right first
-    attempt forfeits the bonus, and a wrong one earns it as soon as turn 2 mends it.
+    The paper uses gamma = 0. With two turns and weights of 1, turn 1's return is (1 - gamma * alpha) * r1 +
+    gamma * (1 + alpha) * r2. So if gamma * alpha > 1, turn 1 gains by being wrong where turn 2 comes out
+    the same.
     """
     returns = rewards.clone()
     for turn in reversed(range(rewards.shape[1] - 1)):

@@ -11,17 +11,17 @@ Read it in this order. `rollout_batch` samples dialogues and turns their rewards
 `backward()` in it. Everything else that a run needs is in engine/.
 
 Where this differs from the paper:
-- The baseline of turn 2 compares only rollouts whose first attempt had the same outcome: see `advantages`.
+- The baseline of turn 2 compares only dialogues whose first attempt had the same outcome: see `advantages`.
 - Stage II has a KL weight of its own, because the bonus makes rewards 11-fold. Muon learns beside Adam.
+- We take the last checkpoint of each stage. The paper takes the one with the highest training reward.
 Where the paper says nothing:
 - The KL is that of each turn, given its prompt. Its gradient is exact: see `policy_loss`.
 - We sum over a turn's tokens and take the mean over rows: the gradient of a sequence's expected reward.
-- Each stage has fresh optimizers and the schedule of `learning_rate`. We use its last checkpoint.
+- Each stage has fresh optimizers and the schedule of `learning_rate`.
 """
 
 import engine.interrupt  # noqa: F401, I001 (before the slow imports)
 
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from data import Environment
 from engine import build
-from engine.cli import run_script
+from engine.cli import run_alone, run_script
 from engine.folder import open_run
 from engine.hf import load_pretrained
 from engine.log import rollout_metrics
@@ -51,7 +51,7 @@ from rewards import correctness, turn_returns, turn_rewards
 class Config(Settings):
     """SCoRe: stages, rewards, KL"""
 
-    turns: int = option(2, "attempts; with 3 or more Stage I has several parts (ICLR version, A.1)", 2, 6)
+    turns: int = option(2, "attempts; each beyond 2 adds a part to Stage I, as long as the first (A.1)", 2, 6)
     stage1_steps: int = option(300, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
     stage2_steps: int = option(150, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
     interleave: int = option(1, "how often the two stages alternate (v1 of the paper: 2)", 1)
@@ -83,10 +83,8 @@ class Config(Settings):
         n, several = self.samples_per_problem, self.samples_per_problem > 1
         require(self.turns == 2 or not self.offline_share, "turns above 2 need offline_share=0")
         require(self.baseline != "rloo" or several, "baseline=rloo needs --samples_per_problem=2 or more")
-        fewest = min(steps for steps in (self.stage1_steps, self.stage2_steps, 10**9) if steps)
-        require(
-            self.interleave <= fewest, f"interleave={self.interleave} exceeds the {fewest} steps of a stage"
-        )
+        whole = self.stage1_steps % self.interleave == self.stage2_steps % self.interleave == 0
+        require(whole, f"interleave={self.interleave} must divide stage1_steps and stage2_steps")
         require(self.batch % n == 0, f"batch={self.batch} is not a multiple of samples_per_problem={n}")
         require(
             self.stage2_weight2 or not self.alpha, "stage2_weight2=0 leaves turn 2 alone: alpha must be 0"
@@ -148,33 +146,33 @@ def rollout_batch(c: Config, stage: Stage, key: tuple, env: Environment, policy:
     problems = [env.problem(problem_number(c, key, i)) for i in mine]
     rollout = training_rollouts(c, env, policy, problems, len(stage.weights), key, reference)
 
-    correct, unjudged = correctness(env.task, problems, rollout.texts, rollout.ended)  # [B, K] bool
-    rewards = turn_rewards(correct, rollout, stage.weights, stage.alpha)  # [B, K] <- change the reward here
+    correct, failures = correctness(env.task, problems, rollout.texts, rollout.ended)  # [B, K] bool
+    rewards = turn_rewards(correct, stage.weights, stage.alpha)  # [B, K] <- change the reward here
     all_correct, all_rewards = gather_rows(correct, rewards)  # [batch, K] with the rows of all processes
     problem_of = torch.arange(c.batch, device=correct.device) // c.samples_per_problem  # [batch]
     advantage = advantages(turn_returns(all_rewards, stage.gamma), all_correct, problem_of, c.baseline)
 
-    metrics = rollout_metrics(rollout, all_correct, all_rewards, advantage, unjudged, len(mine) / c.batch)
+    metrics = rollout_metrics(rollout, all_correct, all_rewards, advantage, failures, len(mine) / c.batch)
     batch = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage[mine.start : mine.stop]}
     return batch, metrics, (problems[-1], rollout.texts[-1], correct[-1].tolist())
 
 
 def problem_number(c: Config, key: tuple[int, int], row: int) -> int:
-    """The number of a row's problem. Every step has its own; the base's demonstrations stay below 10**9."""
+    """The number of a row's problem. Every step has its own. The base's demonstrations come before 10**9."""
     stage_index, step = key
     problems_a_step = c.batch // c.samples_per_problem
     return 10**9 + (stage_index * 10**6 + step) * problems_a_step + row // c.samples_per_problem
 
 
 def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: str) -> Tensor:
-    """Each turn's return minus the mean return of comparable other rollouts, [B, K].
+    """Each turn's return minus the mean return of comparable other dialogues, [B, K].
 
     This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K]; `correct` [B, K] bool; `problem_of`
-    [B]. With `baseline` "rloo", comparable are the other rollouts of the same problem. With "by_outcome"
-    (ours) they are the other rollouts whose attempt *before* the turn had the same outcome; in turn 1, before
-    which there is no attempt, all others. That outcome is known before the turn is sampled, so the baseline
-    stays unbiased. The bonus contains -alpha * r1. Turn 2 cannot change r1, so it is noise there, and this
-    comparison cancels it. With nothing to compare, the baseline is 0.
+    [B]. With `baseline` "rloo", comparable are the other dialogues on the same problem, which `problem_of`
+    numbers. With "by_outcome" (ours) they are the other dialogues whose attempt *before* the turn had the
+    same outcome; in turn 1, which has none before it, all others. That outcome is known before the turn is
+    sampled, so the baseline stays unbiased. The bonus contains -alpha * r1. Turn 2 cannot change r1, so it is
+    noise there, and this comparison cancels it. With nothing to compare, the baseline is 0.
     """
     columns = []
     for turn in range(returns.shape[1]):
@@ -296,7 +294,7 @@ def train(c: Config, state: dict) -> None:
                 else:
                     loss, parts = supervised_loss(policy, micro, tokens), {}
                 loss.backward()
-                sums.update({"loss": loss.item(), **parts})
+                sums.update({"loss": loss.item(), **parts})  # a Counter adds
 
             # 3. The update: sum the gradients over the processes, clip, step.
             metrics |= add_up(sums)
@@ -322,7 +320,7 @@ def main() -> int:
         print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {build.pick_device(c.device)}")
         train(c, state)
     if rank() == 0 and c.report:  # in a process of its own, so that it can be made again at any time
-        return subprocess.run([sys.executable, Path(__file__).with_name("eval.py"), folder]).returncode
+        return run_alone(Path(__file__).with_name("eval.py"), folder, f"--device={c.device}")
     return 0
 
 

@@ -159,8 +159,8 @@ MORE = [
     ),
     Mutant(
         "no-bonus", "Stage II has no bonus", "train.py",
-        "turn_rewards(correct, rollout, stage.weights, stage.alpha)",
-        "turn_rewards(correct, rollout, stage.weights, 0.0)",
+        "turn_rewards(correct, stage.weights, stage.alpha)",
+        "turn_rewards(correct, stage.weights, 0.0)",
         ("tests/test_wiring.py::test_advantages_of_a_batch_by_hand",),
     ),
 ]  # fmt: skip

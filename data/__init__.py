@@ -176,7 +176,8 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
             found[problem.prompt], since_new = problem, 0
         if since_new > 1000 + 20 * HELD_OUT_ONE_IN * len(found):  # all there are have been found
             raise ValueError(
-                f"only {len(found)} held-out problems exist at size={size}: lower n={n} or raise size"
+                f"size={size} has only {len(found)} held-out problems, not {n}: "
+                "lower --eval_n (--n of eval.py) or raise --size"
             )
     return list(found.values())
 

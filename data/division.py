@@ -2,9 +2,10 @@
 `421*6=2526=`.
 
 Only the quotient is graded. The check is there for correction to go by: the product, and whether it is
-smaller than the dividend (`<`), larger (`>`) or equal (`=`). A reader sees at once that a quotient is wrong,
-and in which direction; which digit it is, the product shows. (How far a trained model writes true checks and
-goes by them is measured: `swap_test` in eval.py.) `size` is the number of the quotient's digits.
+smaller than the dividend (`<`), larger (`>`) or equal (`=`). A true check shows that a quotient is wrong, and
+in which direction. By how much takes one more step: (dividend - product) / divisor. How far a trained model
+writes true checks and goes by them is measured: `swap_test` in eval.py. `size` is the number of the
+quotient's digits.
 """
 
 import re

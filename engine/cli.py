@@ -1,6 +1,7 @@
 """How a script ends: what went wrong is one line on stderr, not a traceback, if it isn't a fault of ours."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -45,6 +46,15 @@ def run_script(main: Callable[[], int | None]) -> None:
             raise
     leave(code)
     sys.exit(code)
+
+
+def run_alone(*command) -> int:
+    """Runs a Python script with its arguments as one process, and returns its exit code.
+
+    Under torchrun the new process must not join the group of this one.
+    """
+    env = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}
+    return subprocess.run([sys.executable, *command], env=env).returncode
 
 
 def nobody_reads() -> bool:

@@ -6,17 +6,19 @@ from pathlib import Path
 from data import Problem
 from engine.processes import add_up, rank
 
+FAILURES = ("truncated", "unparsable", "timeout", "unjudged")  # no answer to compare: see rewards.py
 
-def rollout_metrics(rollout, correct, rewards, advantages, unjudged: dict, share: float) -> dict:
+
+def rollout_metrics(rollout, correct, rewards, advantages, failures: dict, share: float) -> dict:
     """What is logged of a batch of dialogues, as means over the whole batch.
 
-    `correct`, `rewards` and `advantages` [batch, K] are of the whole batch. `rollout` and `unjudged` are of
+    `correct`, `rewards` and `advantages` [batch, K] are of the whole batch. `rollout` and `failures` are of
     this process's rows, which are the `share` of the batch.
     """
     changed = [texts[0] != texts[1] for texts in rollout.texts]
     attempts = rollout.masks.any(-1).sum()  # those that the policy made
     length = (rollout.masks.sum() / attempts).item()
-    means = {"change_rate": sum(changed) / len(changed), "length": length, **unjudged}
+    means = {"change_rate": sum(changed) / len(changed), "length": length, **failures}
     return {
         **{f"acc_t{k + 1}": correct[:, k].float().mean().item() for k in range(correct.shape[1])},
         "reward": rewards.sum(1).mean().item(),
@@ -54,7 +56,7 @@ def warnings(stage, step: int, recent: list[dict]) -> dict[str, str]:
     if len(recent) < 20:
         return found
     if all(row["no_signal"] for row in recent):
-        found["no signal"] = "for 20 updates all attempts had the same reward, so only the KL acts"
+        found["no signal"] = "for 20 updates no attempt did better than the others: only the KL acts"
     if len(stage.weights) > 1 and sum(row["change_rate"] for row in recent) < 0.02 * len(recent):
         found["copies"] = "turn 2 only copies: over 20 updates fewer than 2 % of the attempts differ"
     return found
@@ -71,7 +73,7 @@ def progress_line(stage, step: int, metrics: dict, pace: float) -> str:
     line += "  acc " + " -> ".join(f"{100 * metrics[f'acc_t{k}']:.0f}%" for k in turns)
     line += f"  changed {100 * metrics['change_rate']:.0f}%"
     line += "  KL " + " ".join(f"{metrics[f'kl_t{k}']:.2f}" for k in turns)
-    for name in ("truncated", "unparsable", "timeout", "unjudged"):
+    for name in FAILURES:
         if metrics.get(name, 0) >= 0.005:
             line += f"  {name} {100 * metrics[name]:.0f}%"
     return line + ("  (all advantages are 0: only the KL acts)" if metrics["no_signal"] else "")

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from data import read_rows
-from engine.log import transcript
+from engine.log import FAILURES, transcript
 from engine.options import require
 
 COLUMNS = {
@@ -18,7 +18,6 @@ COLUMNS = {
     "fix_rate": "fix rate",
     "change_rate": "changed",
 }
-UNJUDGED = ("truncated", "unparsable", "timeout", "unjudged")
 
 
 def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
@@ -64,7 +63,7 @@ def report_text(c, results: dict, minutes: float, transcripts: list, pictures: l
         f"Settings other than the defaults: {changed or 'none'}. Training took {minutes:.1f} minutes.",
         "",
         f"Percent of {n} held-out problems ± one standard error. Greedy, or sampled at temperature 1. The",
-        "third row is greedy on problems that it trained on: who is much better there has memorised.",
+        "third row is greedy on the problems for training: who is much better there has memorised.",
         "",
         table(results),
         "",
@@ -83,10 +82,10 @@ def report_text(c, results: dict, minutes: float, transcripts: list, pictures: l
         swap_table(results),
         "",
     ]
-    if any(r["greedy"][k] for r in results.values() for k in UNJUDGED):
-        rows = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in UNJUDGED)] for name, r in results.items()]
-        title = "## Attempts that could not be judged (greedy, percent)"
-        lines += [title, "", markdown(["checkpoint", *UNJUDGED], rows), ""]
+    if any(r["greedy"][k] for r in results.values() for k in FAILURES):
+        rows = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in FAILURES)] for name, r in results.items()]
+        title = "## Attempts without an answer to compare (greedy, percent)"
+        lines += [title, "", markdown(["checkpoint", *FAILURES], rows), ""]
     lines += [f"![{Path(p).stem.replace('_', ' ')}]({p})" for p in pictures]
     fence = "~~~~"  # code in an attempt may have a fence of its own
     lines += ["", f"## Transcripts of {last}", "", fence, *(transcript(*t) for t in transcripts[:10]), fence]
@@ -118,14 +117,14 @@ def swap_table(results: dict) -> str:
 
 
 def metrics_text(metrics: dict) -> str:
-    """The metrics of one checkpoint, a line each; if some attempts could not be judged, their shares, too."""
+    """The metrics of a checkpoint, a line each, and the shares of attempts without an answer to compare."""
     lines = []
     for name in COLUMNS:
         if name in metrics:
             error = f" ± {100 * metrics['se'][name]:.1f}" if "se" in metrics else ""
             lines.append(f"{COLUMNS[name]:>10} {100 * metrics[name]:6.1f}{error} %")
-    if any(metrics[name] for name in UNJUDGED):
-        lines.append(" ".join(f"{name} {100 * metrics[name]:.1f} %" for name in UNJUDGED))
+    if any(metrics[name] for name in FAILURES):
+        lines.append(" ".join(f"{name} {100 * metrics[name]:.1f} %" for name in FAILURES))
     accuracies = " ".join(f"{100 * a:.1f}" for a in metrics["acc"])
     lines.append(f"accuracy after each attempt: {accuracies} %")
     lines.append(f"(n = {metrics['n']}; ± is one standard error over these problems)")

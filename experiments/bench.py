@@ -353,7 +353,7 @@ def bench_step(
     def fast():
         generator = torch.Generator(device).manual_seed(0)
         rollout = sample_dialogues(model, TOKENIZER, prompts, [FOLLOW_UP], new, 1.0, generator)
-        rewards = turn_rewards(correct, rollout, (1.0, 1.0), 10.0)
+        rewards = turn_rewards(correct, (1.0, 1.0), 10.0)
         advantage = train.advantages(rewards, correct, torch.arange(batch, device=device), "by_outcome")
         rows = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage}
         for part in micro_batches(rows, micro):

@@ -164,7 +164,7 @@ def test_problems_that_are_none_are_refused(name, prompt):
 def test_unknown_task_and_too_few_problems_are_named():
     with pytest.raises(ValueError, match="choose one of addition, countdown, division, gsm8k"):
         load_task("chess")
-    with pytest.raises(ValueError, match="lower n=500"):
+    with pytest.raises(ValueError, match="not 500: lower"):
         held_out_problems(load_task("division"), 1, 0, 500)
 
 

@@ -384,12 +384,14 @@ def wait_for_rows(is_alive, folder: Path, n: int) -> None:
 
 
 def test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two(tmp_path):
-    """Two ranks, of which one is killed in Stage I; one process goes on and is killed; two finish."""
+    """Two ranks, of which one is killed in Stage I; one process goes on and is killed; two finish, and the
+    report is made.
+    """
     folder = tmp_path / "run"
     words = [
         "--size=2", "--n_layer=1", "--dim=32", "--base_steps=6", "--base_batch=10", "--stage1_steps=12",
         "--stage2_steps=12", "--batch=17", "--micro_batch=5", "--save_every=2", "--log_every=2",
-        "--device=cpu", "--max_new=16", "--report=false", f"--out={tmp_path}", "--name=run",
+        "--device=cpu", "--max_new=16", "--eval_n=8", f"--out={tmp_path}", "--name=run",
     ]  # fmt: skip
     process = torchrun(*words)
     wait_for_rows(lambda: process.poll() is None, folder, 9)
@@ -412,6 +414,8 @@ def test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two(tmp_path):
     out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     wanted = {"config.json", "metrics.jsonl", "base.pt", "stage1.pt", "stage2.pt", "last.pt"}
-    assert {path.name for path in folder.iterdir() if path.suffix != ".tmp"} == wanted
+    reported = {"results.json", "report.md"}
+    there = {path.name for path in folder.iterdir() if path.suffix not in (".tmp", ".png")}
+    assert there == wanted | reported, errors
     assert [row["step"] for row in metrics(folder)] == [*range(1, 7), *range(1, 13), *range(1, 13)]
     assert out.count("stage2   12/12") == 1

@@ -44,4 +44,4 @@ def test_a_run_prints_a_warning_once_a_stage(tmp_path, capsys):
     train(Config(**tiny, **steps, out=str(tmp_path), name="short", report=False), {})
     shown = capsys.readouterr().out
     assert shown.count("warning: 0 % of the first attempts are right") == 2
-    assert shown.count("warning: for 20 updates all attempts had the same reward") == 1
+    assert shown.count("warning: for 20 updates no attempt did better") == 1

@@ -90,7 +90,7 @@ def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, we
         for y2 in range(V):
             context = [*X1, y1, *X2]
             p2, q2 = log_prob(policy, context, y2), log_prob(reference, context, y2)
-            reward = turn_rewards(torch.tensor([right((y1, y2))]), None, weights, alpha)[0].tolist()
+            reward = turn_rewards(torch.tensor([right((y1, y2))]), weights, alpha)[0].tolist()
             here = p1.exp().detach()  # per-turn credit: turn 2 takes its context as it comes
             expected = expected - p1.exp() * p2.exp().detach() * reward[0] - here * p2.exp() * reward[1]
             expected = expected + here * betas[1] * p2.exp() * (p2 - q2)
@@ -102,7 +102,7 @@ def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, we
         orders = len(set(itertools.permutations(dialogues)))
         dialogues = rng.sample(dialogues, 3)
         correct = torch.tensor([right(d) for d in dialogues])
-        advantage = advantages(turn_rewards(correct, None, weights, alpha), correct, torch.zeros(3), baseline)
+        advantage = advantages(turn_rewards(correct, weights, alpha), correct, torch.zeros(3), baseline)
         loss, _ = policy_loss(policy, reference, batch_of(dialogues, advantage), betas, 1.0, 3)
         weight = orders * math.prod(probability[dialogue] for dialogue in dialogues)
         mean_loss, total = mean_loss + weight * loss, total + weight
@@ -125,7 +125,7 @@ def sequences_of_one_turn(model, length):
 
 
 def test_kl_gradient_is_that_of_the_sequences_kl(policy, reference):
-    """T3: over turns of three tokens the penalty's mean gradient is that of KL(policy || reference), not of
+    """Over turns of three tokens the penalty's mean gradient is that of KL(policy || reference), not of
     the reverse.
     """
     kl, mean, mean_value = 0.0, 0.0, 0.0
@@ -149,10 +149,10 @@ def test_kl_is_zero_for_the_same_model(policy):
 
 
 def test_stage_one_holds_turn_one_by_kl_alone(policy, reference):
-    """T4: in Stage I no reward reaches turn 1, but its KL does, in proportion to beta2."""
+    """In Stage I no reward reaches turn 1, but its KL does, in proportion to beta2."""
     correct = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
     advantage = advantages(
-        turn_rewards(correct, None, (0.0, 1.0), 0.0), correct, torch.arange(4) // 2, "by_outcome"
+        turn_rewards(correct, (0.0, 1.0), 0.0), correct, torch.arange(4) // 2, "by_outcome"
     )
     assert (advantage[:, 0] == 0).all() and (advantage[:, 1] != 0).any()
     dialogues = [(0, 1), (1, 1), (2, 0), (0, 0)]
@@ -174,10 +174,10 @@ def test_the_bonus_scales_turn_two_under_the_baseline_by_outcome():
     """
     correct = torch.tensor(list(itertools.product([False, True], repeat=2)) * 3)
     problem = torch.arange(12)
-    plain = advantages(turn_rewards(correct, None, (1, 1), 0), correct, problem, "by_outcome")
-    bonus = advantages(turn_rewards(correct, None, (1, 1), 10), correct, problem, "by_outcome")
+    plain = advantages(turn_rewards(correct, (1, 1), 0), correct, problem, "by_outcome")
+    bonus = advantages(turn_rewards(correct, (1, 1), 10), correct, problem, "by_outcome")
     assert torch.allclose(bonus[:, 1], 11 * plain[:, 1], atol=1e-5) and torch.equal(bonus[:, 0], plain[:, 0])
-    together = advantages(turn_rewards(correct, None, (1, 1), 10), correct, torch.zeros(12), "rloo")
+    together = advantages(turn_rewards(correct, (1, 1), 10), correct, torch.zeros(12), "rloo")
     assert not torch.allclose(
         together[:, 1], 11 * plain[:, 1], atol=1
     )  # here r1 is noise in turn 2's advantage
@@ -185,7 +185,7 @@ def test_the_bonus_scales_turn_two_under_the_baseline_by_outcome():
 
 def test_leave_one_out_by_hand():
     correct = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [0, 0]], dtype=torch.bool)
-    rewards = turn_rewards(correct, None, (1, 1), 0)
+    rewards = turn_rewards(correct, (1, 1), 0)
     by_outcome = advantages(rewards, correct, torch.arange(5), "by_outcome")
     assert by_outcome[:, 0].tolist() == [0.75, 0.75, -0.5, -0.5, -0.5]
     assert by_outcome[:, 1].tolist() == [1, -1, 1, -0.5, -0.5]
@@ -209,7 +209,7 @@ def test_micro_batches_of_size_0_suit_the_device():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_add_up(policy, reference, size):
-    """T6: one batch or micro-batches of rows with unlike lengths: the same gradient and the same logged sums.
+    """One batch or micro-batches of rows with unlike lengths: the same gradient and the same logged sums.
     """
     batch = random_batch()
     loss, parts = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)

@@ -21,18 +21,18 @@ CASES = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
     ],
 )
 def test_rewards_of_each_stage(weights, alpha, expected):
-    assert turn_rewards(CASES, None, weights, alpha).tolist() == expected
+    assert turn_rewards(CASES, weights, alpha).tolist() == expected
 
 
 def test_gamma_decides_whether_a_right_first_attempt_is_fined():
-    """T5: per-turn credit never pays turn 1 for a mistake; a joint return with alpha > 1 does."""
-    rewards = turn_rewards(CASES, None, (1, 1), 10)
+    """Per-turn credit never pays turn 1 for a mistake; a joint return with alpha > 1 does."""
+    rewards = turn_rewards(CASES, (1, 1), 10)
     assert turn_returns(rewards, 0).tolist() == rewards.tolist()
     joint = turn_returns(rewards, 1)
     assert joint[:, 0].tolist() == [0, 11, -9, 2]
     assert joint[1, 0] > joint[3, 0]  # wrong, then right beats right, then right: sabotage pays
     assert rewards[1, 0] < rewards[3, 0]
-    three = turn_rewards(torch.tensor([[False, True, True]]), None, (1, 1, 1), 10)
+    three = turn_rewards(torch.tensor([[False, True, True]]), (1, 1, 1), 10)
     assert three.tolist() == [[0, 11, 1]]
     assert turn_returns(three, 0.5).tolist() == [[5.75, 11.5, 1]]
 
@@ -57,7 +57,7 @@ def test_an_attempt_that_was_cut_is_wrong():
     ],
 )  # fmt: skip
 def test_checkers(task, prompt, right, wrong):
-    """T9: the checker takes right answers only, whatever the text, and a megabyte of digits in no time."""
+    """The checker takes right answers only, whatever the text, and a megabyte of digits in no time."""
     task = load_task(task)
     problem = task.parse(prompt)
     start = time.time()

@@ -45,7 +45,7 @@ def end_often(model, tokenizer, push=3.0):
 
 
 def test_sampled_log_probs_are_those_of_one_plain_pass(small_gpt, tokenizer):
-    """T1: at T = 0.7, for rows of different prompt and attempt lengths, through the cache and three turns."""
+    """At T = 0.7, for rows of different prompt and attempt lengths, through the cache and three turns."""
     model = end_often(small_gpt(), tokenizer)
     rollout = sample(model, tokenizer, turns=3, temperature=0.7)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_sampled_log_probs_are_those_of_one_plain_pass(small_gpt, tokenizer):
 
 
 def test_masks_are_exactly_the_sampled_tokens(small_gpt, tokenizer):
-    """T2: rebuilt from the pieces: prompt, attempt with its end of turn, follow-up, attempt; padding outside.
+    """Rebuilt from the pieces: prompt, attempt with its end of turn, follow-up, attempt; padding outside.
     """
     rollout = sample(end_often(small_gpt(), tokenizer), tokenizer)
     end, follow_up = tokenizer.end_id, tokenizer.user_turn("check")

@@ -114,7 +114,7 @@ def test_smoke_preset_and_report(tmp_path):
     assert posed.returncode == 0 and "84/6" in posed.stdout and posed.stdout.count("(") == 2
     for args, words in [
         ((checkpoint, "--problem=85/6"), "looks like 2526/6"),
-        ((checkpoint, "--n=100000"), "lower n=100000"),
+        ((checkpoint, "--n=100000"), "lower --eval_n (--n of eval.py)"),
         ((checkpoint, "--turns=0"), "turns=0: it must be 1 or more"),
         ((checkpoint, "--turns=500"), "max_len"),
         ((checkpoint, "--temperature=-1"), "temperature=-1.0: it must be 0 or more"),
@@ -161,7 +161,7 @@ def test_a_run_may_make_the_base_alone(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("rows, end", [(1, "SIGTERM"), (3, "SIGKILL"), (9, "SIGHUP"), (14, "SIGKILL")])
 def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows, end):
-    """T8: a real process is killed in each stage and goes on in another: weights, optimiser and metrics bit
+    """A real process is killed in each stage and goes on in another: weights, optimiser and metrics bit
     for bit.
     """
     whole = run_here(tmp_path, monkeypatch, "whole")
@@ -282,7 +282,7 @@ def test_feedback_is_asked_for_and_is_no_attempt(tmp_path, monkeypatch, capsys):
 
 
 def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch, capsys):
-    """T7: neither torch's random state nor the model changes, and a step after it is the step without it."""
+    """Neither torch's random state nor the model changes, and a step after it is the step without it."""
     model, c = load_model(run_here(tmp_path, monkeypatch, "run") / "stage2.pt", "cpu")
     problems = held_out_problems(load_task(c.task), c.size, c.seed, 20)
     before, state = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
@@ -334,7 +334,7 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
 
 def test_a_report_on_more_problems_than_there_are_is_refused_before_the_training(tmp_path):
     done = script("train.py", *TINY, f"--out={tmp_path}", "--eval_n=500")
-    assert done.returncode == 1 and "lower n=500 or raise size" in done.stderr
+    assert done.returncode == 1 and "not 500: lower --eval_n" in done.stderr
     assert not (tmp_path / "default" / "base.pt").exists()
 
 

@@ -480,7 +480,7 @@ def test_advantages_of_a_batch_by_hand(stage, baseline, small_gpt, tokenizer, mo
 
 def test_the_bonus_is_not_multiplied_by_the_turns_weight():
     correct = torch.tensor([[False, True], [True, False]])
-    assert turn_rewards(correct, None, (1.0, 0.5), 10.0).tolist() == [[0.0, 10.5], [1.0, -10.0]]
+    assert turn_rewards(correct, (1.0, 0.5), 10.0).tolist() == [[0.0, 10.5], [1.0, -10.0]]
 
 
 def test_only_the_verdict_right_is_right():

@@ -14,7 +14,7 @@ def test_a_return_counts_all_later_turns():
 
 
 def test_the_bonus_does_not_depend_on_the_weight():
-    assert turn_rewards(torch.tensor([[False, True]]), None, (0.0, 0.25), 4.0).tolist() == [[0.0, 4.25]]
+    assert turn_rewards(torch.tensor([[False, True]]), (0.0, 0.25), 4.0).tolist() == [[0.0, 4.25]]
 
 
 def test_the_baseline_of_turn_2_looks_at_turn_1_alone():
