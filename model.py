@@ -24,7 +24,7 @@ class GPTConfig:
     n_kv_head: int = 4  # fewer than n_head: grouped-query attention
     dim: int = 128
     head_dim: int = 32  # its own number, because some checkpoints have head_dim * n_head != dim
-    ffn_dim: int = 384  # SwiGLU has three matrices, so 3 * dim costs what 4 * dim costs in a GELU block
+    ffn_dim: int = 384  # three matrices of 3 * dim: about as many weights as two of 4 * dim
     max_len: int = 256  # longest sequence
     norm: str = "rms"  # "rms" | "layer"
     position: str = "rope"  # "rope" | "learned"

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 FIRST, SECOND = "#d95f02", "#1b7fb8"
 CURVES = {  # file: label of the axis, factor, and the metrics with their labels and colors
     "learning_curves.png": (
-        "accuracy of sampled rollouts (%)",
+        "accuracy of sampled attempts (%)",
         100,
         {"acc_t1": ("attempt 1", FIRST), "acc_t2": ("attempt 2", SECOND)},
     ),
@@ -21,7 +21,7 @@ CURVES = {  # file: label of the axis, factor, and the metrics with their labels
         {"kl_t1": ("turn 1", FIRST), "kl_t2": ("turn 2", SECOND)},
     ),
     "change_rate.png": (
-        "share of rollouts (%)",
+        "share of dialogues (%)",
         100,
         {"change_rate": ("second attempt differs", "#5f6f52")},
     ),

@@ -8,7 +8,7 @@ After a stop the same command goes on. The report needs matplotlib: pip install 
 
 A method is a row of `grid`: settings for train.py and, for the supervised methods, the source of the
 dialogues that they imitate. Within a seed all methods have the same base and the same held-out problems, and
-those with start="stage1" share SCoRe's Stage I. All methods have as many rollouts and updates as SCoRe; the
+those with start="stage1" share SCoRe's Stage I. All methods have as many dialogues and updates as SCoRe; the
 report names the exceptions, and those whose name ends in *4 have four times as many. Each run takes one core,
 and `--workers` of them run at the same time.
 """
@@ -390,7 +390,7 @@ def vote(answers: list[tuple[str, bool]]) -> bool:
 
 
 def learning_curve(path: Path) -> dict[str, list[float]]:
-    """Accuracy of both attempts and the change rate of the rollouts, as means of five updates each."""
+    """Accuracy of both attempts and the change rate of the dialogues, as means of five updates each."""
     rows = [json.loads(line) for line in lines_of(path)] if path.exists() else []
     rows = [row for row in rows if row["stage"].startswith("stage")]
     curve = {}

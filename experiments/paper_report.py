@@ -286,14 +286,14 @@ def draw_story(r: Results, path: Path) -> str:
         xs = [5 * i + 3 for i in range(len(first[0]))]
         band(axis, xs, first, FIRST, "attempt 1", "--")
         band(axis, xs, second, COLORS[m], "attempt 2")
-        axis.set(title=title, xlabel="updates", ylabel="accuracy of sampled rollouts (%)", ylim=(30, 100))
+        axis.set(title=title, xlabel="updates", ylabel="accuracy of sampled attempts (%)", ylim=(30, 100))
         axis.legend(frameon=False, loc="lower right")
         gaps = [np.subtract(b, a) for a, b in zip(first, second, strict=True)]
         band(axes[2], xs, gaps, COLORS[m], r.labels[m])
         band(axes[3], xs, changed, COLORS[m], r.labels[m])
     axes[2].axhline(0, color="#555555", linewidth=0.8)
     axes[2].set(title="gap: attempt 2 − attempt 1", xlabel="updates", ylabel="points")
-    axes[3].set(title="how often attempt 2 differs", xlabel="updates", ylabel="rollouts (%)", ylim=(0, None))
+    axes[3].set(title="how often attempt 2 differs", xlabel="updates", ylabel="dialogues (%)", ylim=(0, None))
     axes[2].legend(frameon=False, loc="lower right")
     for axis in axes[1:]:
         axis.axvline(r.values("score", "steps")[0][0], color="#555555", linestyle=":", linewidth=1)
@@ -451,7 +451,7 @@ def write_report(rows: list[dict], labels: dict[str, str], place: Path) -> Path:
     text = f"""# The paper's tables and figures, made again on the toy task
 
 Made by `python experiments/paper.py`. The task is division with three-digit quotients. Each method makes
-{one} + {two} updates of {batch} rollouts and is tested on {n} held-out problems a seed. Figures are in
+{one} + {two} updates of {batch} dialogues and is tested on {n} held-out problems a seed. Figures are in
 percent, mean ± 95 % interval over seeds (Student's t). Decoding is greedy unless a row says otherwise. Each
 seed draws the split, the weights and all samples anew. Within a seed all methods start from one base.
 `paper.json` has the numbers of every run, with its commit. Seeds differ by more than most methods do, so
@@ -474,8 +474,8 @@ without a look at it.
 
 Differences are paired: they are taken between runs with the same base and problems. Some rows differ in more
 than their label says. Without Stage I all updates are of Stage II, at Stage I's learning rate. Without online
-first attempts turn 1 is not trained at all. Our baseline compares rollouts with the same first outcome, so
-the bonus multiplies the advantage of turn 2 by 1 + α and does nothing else (except for a rollout that is
+first attempts turn 1 is not trained at all. Our baseline compares dialogues with the same first outcome, so
+the bonus multiplies the advantage of turn 2 by 1 + α and does nothing else (except for a dialogue that is
 alone with its outcome). Without the bonus the KL of turn 2 therefore weighs 11 times as much against its
 reward. The row "β / 11" keeps that ratio; it also loosens the KL of turn 1.
 
@@ -506,7 +506,7 @@ than its own.
 
 ![Accuracy of both attempts during training]({draw_story(r, place / "story.png")})
 
-Rollouts on training problems, sampled at T = 1. The dotted line is where Stage II begins.
+Dialogues on training problems, sampled at T = 1. The dotted line is where Stage II begins.
 
 ## 6. Up to ten attempts
 
