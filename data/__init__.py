@@ -125,6 +125,12 @@ def is_held_out(prompt: str, seed: int) -> bool:
     return zlib.crc32(f"{seed}:{prompt}".encode()) % HELD_OUT_ONE_IN == 0
 
 
+def is_in_file(task, test_data: str) -> Callable[[str], bool]:
+    """A function that says whether a prompt is in a file of test problems, whatever the blanks in it."""
+    test = {" ".join(p.prompt.split()) for p in task.read(test_data, "test")}
+    return lambda prompt: " ".join(prompt.split()) in test
+
+
 def train_problems(
     task, size: int, seed: int, train_data: str = "", test_data: str = ""
 ) -> Callable[[int], Problem]:
@@ -143,8 +149,8 @@ def train_problems(
             return problem
 
         return drawn
-    test = {" ".join(p.prompt.split()) for p in task.read(test_data, "test")}
-    rows = [p for p in task.read(train_data, "train") if " ".join(p.prompt.split()) not in test]
+    is_test = is_in_file(task, test_data)
+    rows = [p for p in task.read(train_data, "train") if not is_test(p.prompt)]
     if not rows:
         raise ValueError(f"every problem of {train_data} is in {test_data} too: there is nothing to train on")
 

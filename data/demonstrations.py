@@ -22,7 +22,15 @@ answer. At times it mends it, at times it spoils it, whatever its first attempt 
 
 from random import Random
 
-from data import Environment, Problem, correction_request, feedback_request, is_held_out, read_rows
+from data import (
+    Environment,
+    Problem,
+    correction_request,
+    feedback_request,
+    is_held_out,
+    is_in_file,
+    read_rows,
+)
 from data.reading import reading
 from data.tokenizer import Tokenizer
 
@@ -112,7 +120,9 @@ def read_traces(c, env: Environment) -> list[tuple[list[int], list[bool]]]:
 
     ValueError names a row that is no dialogue, or whose problem is a held-out one.
     """
-    traces, test = [], {p.prompt for p in env.task.read(c.test_data, "test")} if c.test_data else None
+    traces, is_test = [], lambda prompt: is_held_out(prompt, c.seed)
+    if c.test_data:
+        is_test = is_in_file(env.task, c.test_data)
     for place, row in read_rows(c.imitate, ("prompt", "attempts")):
         prompt, attempts = row["prompt"], row["attempts"]
         if not (
@@ -120,7 +130,7 @@ def read_traces(c, env: Environment) -> list[tuple[list[int], list[bool]]]:
         ):
             raise ValueError(f"{place}: `prompt` must be a text and `attempts` a list of texts, not empty")
         with reading(place, "a dialogue that the tokenizer can write"):
-            if is_held_out(prompt, c.seed) if test is None else prompt in test:
+            if is_test(prompt):
                 raise ValueError(
                     f"{place}: {prompt[:40]!r} is a held-out problem: imitate dialogues on training problems"
                 )

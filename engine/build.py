@@ -27,11 +27,13 @@ from engine.options import require
 from engine.settings import EvalOptions, Settings, config_from
 from model import GPT, GPTConfig
 
+GONE = "{} is gone: this run reads its weights and tokenizer there, so put it back"
+
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; "auto" takes CUDA, then MPS, then the CPU. ValueError if it isn't there."""
+    """The device of this name; "auto" takes CUDA, else the CPU. ValueError if it isn't there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that torch no longer knows
@@ -63,7 +65,7 @@ def problems_of(c: Settings, o) -> list[Problem]:
     if o.problem is not None:
         return [posed_problem(load_task(c.task), o.problem)]
     if o.repair:
-        return wrong_attempts(o.repair, load_task(c.task))
+        return wrong_attempts(o.repair, load_task(c.task))[: o.n]
     return held_out_of(c, o.n or c.eval_n)
 
 
@@ -85,6 +87,7 @@ def make_tokenizer(c: Settings) -> Tokenizer:
         return read_tokenizer(c.tokenizer or c.init)
     task = load_task(c.task)
     if not hasattr(task, "DIGITS_PER_TOKEN"):
+        require(not c.init or Path(c.init).exists(), GONE.format(c.init))
         raise ValueError(f"task={c.task} needs a pretrained tokenizer: --init=FOLDER or --tokenizer=...")
     return build_tokenizer(task.DIGITS_PER_TOKEN)
 
@@ -107,6 +110,7 @@ def make_model(c: Settings, vocab_size: int, device: torch.device) -> GPT:
     elif Path(c.init).is_dir():
         model = load_pretrained(c.init, device, dtype)
     else:
+        require(Path(c.init).exists(), GONE.format(c.init))
         model, settings = load_model(c.init, device)
         seed = settings["seed"]
         mend = f"set --seed={seed}, that of {c.init}: it has trained on problems that other seeds hold out"
@@ -145,12 +149,17 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
 def overridden(c: Settings, o: EvalOptions, model: GPT, path: str | Path) -> Settings:
     """A checkpoint's settings with what the options of eval.py change in them.
 
-    A task that reads files asks for training problems, too. Nothing is trained here, so they are never read.
-    ValueError if the ids of the new task's tokenizer mean something else to the model of this path.
+    Nothing is trained here, so a file of training problems is never read. ValueError if a pretrained folder
+    gets no task, if the task's file is missing, or if the ids of the task's tokenizer mean something else to
+    the model of this path.
     """
-    changed = {key: getattr(o, key) for key in ("task", "test_data", "max_new") if getattr(o, key)}
-    files = {"train_data": o.test_data} if o.test_data and not c.train_data else {}
-    c = dataclasses.replace(c, **changed, **files)
+    task = o.task or c.task
+    require(o.task or not Path(path).is_dir(), f"{path} has no task: give --task=NAME")
+    reads_files = hasattr(load_task(task), "read")
+    require(o.test_data or c.test_data or not reads_files, f"task={task} reads a file: give --test_data=FILE")
+    changed = {key: getattr(o, key) for key in ("task", "max_new") if getattr(o, key)}
+    test = o.test_data or (c.test_data if reads_files else "")
+    c = dataclasses.replace(c, **changed, test_data=test, train_data=test)
     has, needs = model.config.vocab_size, make_tokenizer(c).vocab_size
     fine = has >= needs if c.init or c.tokenizer else has == needs
     require(fine, f"{path} has {has} tokens, task={c.task} {needs}: evaluate it on the task it has learned")

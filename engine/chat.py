@@ -25,7 +25,8 @@ def chat(model: GPT, c, temperature: float) -> None:
     env = make_environment(c, training=False)
     generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
     example = env.task.sample(Random(c.seed), c.size).prompt if hasattr(env.task, "sample") else ""
-    print(f"Type a problem{example and f', such as {example}'}. Enter asks for a check, Ctrl-D ends.")
+    end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+    print(f"Type a problem{example and f', such as {example}'}. Enter asks for a check, {end} ends.")
     problem, ids, attempt = None, [], 0  # `ids` is the dialogue so far
     while (line := read_line("check, or a problem: " if ids else "problem: ")) is not None:
         if not (line or ids):

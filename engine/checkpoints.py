@@ -99,6 +99,6 @@ def finite(content: dict) -> dict:
     for name, weight in content["model"].items():
         if not bool(torch.isfinite(getattr(weight, "_local_tensor", weight)).all()):
             raise FloatingPointError(
-                f"the weight {name} is no longer finite: lower the learning rate; last.pt has a good state"
+                f"the weight {name} is no longer finite: start anew with a lower learning rate"
             )
     return content

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from engine.options import UsageError
 from engine.processes import leave, lost_a_rank, rank, start_ranks
 
+# What torch's errors say then. "An illegal memory access" is a fault of ours.
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "enough memory", "alloc_failed", "storage size")
+
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Calls `main` and ends the process with the number it returns, None being 0.
@@ -33,7 +36,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         code = say("stopped", 1)
     except (MemoryError, RuntimeError) as error:
         text = str(error).lower()
-        if isinstance(error, MemoryError) or "memory" in text or "storage size" in text:
+        if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
             code = say(
                 "error: not enough memory: lower --micro_batch, --sample_batch, --batch or the sizes",
                 1,

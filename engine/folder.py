@@ -46,7 +46,7 @@ def open_run(c: Settings, resume: str, stages_of):
         except KeyboardInterrupt:
             if not (folder / "last.pt").exists():
                 raise
-            sys.exit(f"stopped; go on with: python train.py --resume={folder}")
+            sys.exit(f'stopped; go on with: python train.py --resume="{folder}"')
 
 
 def stopped_run(folder: Path, Config: type, stages_of) -> tuple[Settings, dict]:
@@ -137,8 +137,10 @@ def locked(folder: Path):
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if not fcntl:
+                file.close()  # Windows deletes no open file
             with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
                 folder.rmdir()  # fails if there is anything in it
 
 

@@ -247,7 +247,7 @@ def tensors_in(folder: Path) -> tuple[dict[str, Path], Callable[[str], Tensor]]:
         try:
             from safetensors import safe_open
         except ImportError:
-            raise ValueError("reading .safetensors needs: pip install -e .[pretrained]") from None
+            raise ValueError("reading .safetensors needs: pip install -e '.[pretrained]'") from None
     shards = [whole]
     if not whole.is_file():
         with reading(index, "an index of tensors"):
@@ -367,7 +367,7 @@ def save_pretrained(model: GPT, folder: str | Path) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError:
-        raise ValueError("writing .safetensors needs: pip install -e .[pretrained]") from None
+        raise ValueError("writing .safetensors needs: pip install -e '.[pretrained]'") from None
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     description = description_of(model.config) | {"torch_dtype": dtype}
     tensors = {}

@@ -30,7 +30,7 @@ def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
         pictures = draw(folder, rows, results)
     except ImportError:
         pictures = []
-        print("no pictures: pip install -e .[plots] brings matplotlib")
+        print("no pictures: pip install -e '.[plots]' brings matplotlib")
     minutes = rows[-1]["seconds"] / 60 if rows else 0
     text = report_text(c, results, minutes, transcripts, pictures)
     (folder / "report.md").write_text(text, encoding="utf-8")
@@ -159,8 +159,10 @@ def save_transcripts(path: str, transcripts: list) -> None:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+def markdown(head: list, rows: list[list]) -> str:
+    return "\n".join(
+        "| " + " | ".join(map(str, cells)) + " |" for cells in [head, ["---"] * len(head), *rows]
+    )
 
 
 def without_nan(value):

@@ -46,6 +46,8 @@ class Run:
         if state.get("step"):
             with reading(self.folder / "last.pt", "a state whose optimizers fit the model"):
                 self.learner.start_stage(c, state["optimizers"])
+        for large in ("model", "optimizers"):
+            state.pop(large, None)  # they have been read
         if not state:
             self.write_first_files()
 
@@ -88,8 +90,8 @@ class Run:
         norm = self.learner.gradient_norm(self.c.max_grad_norm)
         if not math.isfinite(loss + norm):
             raise FloatingPointError(
-                f"the loss is {loss} at step {step + 1} of {stage.name}: lower the learning rate; "
-                f"the last good state is {self.folder}/last.pt"
+                f"the loss is {loss} and the gradient's norm {norm} at step {step + 1} of {stage.name}: "
+                "start anew with a lower learning rate (--lr, --stage2_lr or --base_lr)"
             )
         self.learner.step(lr)
         return norm
@@ -155,7 +157,8 @@ def check_ranks(c: Settings, device: torch.device) -> None:
     """ValueError for what several processes can't do."""
     if ranks() == 1:
         return
-    rows, gpus = c.batch if c.init else min(c.batch, c.base_batch // 5), torch.cuda.device_count()
+    rows = min(c.batch, c.base_batch // 5) if makes_base(c) else c.batch
+    gpus = torch.cuda.device_count()
     few = f"{rows} rows (--batch, or 1/5 of --base_batch) are too few for {ranks()} processes: one each"
     require(rows >= ranks(), few)
     require(device.type != "mps", "several processes need CUDA or --device=cpu: MPS can't sum gradients")

@@ -26,7 +26,7 @@ class TaskSettings:
     n_head: int = option(4, "attention heads", 1, 1000)
     dim: int = option(128, "width; the default model has 0.4 M parameters", 1, 10**5)
     init: str = option("", "start from this base: a .pt file or the folder of a Hugging Face checkpoint")
-    tokenizer: str = option("", "folder or tiktoken name of the tokenizer, if the --init folder has none")
+    tokenizer: str = option("", "folder or tiktoken name of a tokenizer; needed where --init brings none")
 
 
 @dataclass
@@ -74,7 +74,7 @@ class RunSettings:
     name: str = option("default", "the run writes into <out>/<name>/")
     out: str = option("out", "folder of all runs")
     seed: int = option(0, "decides problems, their split, initial weights and all sampling", 0, 2**63 - 1)
-    device: str = option("auto", "auto takes CUDA, then Apple MPS, then CPU")
+    device: str = option("auto", "auto takes CUDA, else cpu; mps was never tried")
     log_every: int = option(10, "steps between progress lines", 1)
     show_every: int = option(100, "steps between transcripts", 1)
     save_every: int = option(25, "steps between two writes of last.pt, from which a stopped run goes on", 1)
@@ -126,7 +126,7 @@ class EvalOptions:
     json: bool = option(False, "print the metrics as JSON")
     save: str = option(None, "write the transcripts into this file, one JSON object a line")
     export: str = option(None, "write the model, adapters merged, into this folder as Hugging Face has it")
-    device: str = option("auto", "auto, cpu, mps or cuda")
+    device: str = option("auto", "auto takes CUDA, else cpu; mps was never tried")
 
     def __post_init__(self):
         check_values(self)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs without being installed
 
 from data.checkers.math_answers import answers_equal  # noqa: E402
+from engine.report import markdown  # noqa: E402
 
 PAIRS = ROOT / "tests" / "answer_pairs.tsv"
 RESULT = ROOT / "experiments" / "results" / "answers.md"
@@ -48,11 +49,6 @@ def judged_by_library(answer: str, reference: str) -> bool:
     from math_verify import parse, verify
 
     return bool(verify(parse(f"${reference}$"), parse(f"${answer}$")))
-
-
-def table(headers: list[str], rows: list[list]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def as_code(text: str) -> str:
@@ -86,7 +82,7 @@ def main() -> None:
 
     topics = list(dict.fromkeys(pair.topic for pair in pairs))
     headers = ["topic", "equal", *judges, "different", *judges]
-    summary = table(headers, [[topic, *counts(topic)] for topic in topics] + [["**all**", *counts(None)]])
+    summary = markdown(headers, [[topic, *counts(topic)] for topic in topics] + [["**all**", *counts(None)]])
     wrong = [
         [as_code(pair.answer), as_code(pair.reference), "equal" if pair.equal else "different",
          *("equal" if verdicts[name][i] else "different" for name in judges)]
@@ -110,7 +106,7 @@ took {times} of processor time.
 
 The pairs that one of them judges otherwise than decided:
 
-{table(["answer", "reference", "decided", *judges], wrong)}
+{markdown(["answer", "reference", "decided", *judges], wrong)}
 """,
         encoding="utf-8",
     )

@@ -4,7 +4,7 @@
     python experiments/bench.py --quick     the toy model with few runs; writes no file
     python experiments/bench.py --quick --device=cuda    the same on a GPU; `make gpu` times large models
 
-It needs the extras: pip install -e .[plots,dev]. Ways that are compared are run in turns, in one process.
+It needs the extras: pip install -e '.[dev]'. Ways that are compared are run in turns, in one process.
 Figures are medians, with the fastest and the slowest run in brackets. A limit is the time that the needed
 FLOPs and bytes would take at the machine's peak and bandwidth, which are measured in the same run.
 """
@@ -39,7 +39,7 @@ from engine.cli import run_script
 from engine.folder import open_run
 from engine.hf import save_pretrained
 from engine.memory import micro_batches
-from engine.optim import Learner, copy_masters, make_optimizers, master_weights
+from engine.optim import Learner, master_weights
 from engine.options import require
 from engine.report import markdown
 from engine.run import Run
@@ -278,19 +278,16 @@ def update_of(
         ids = torch.randint(config.vocab_size, (batch, length))
         rows = {"ids": ids, "masks": masks, "advantages": torch.randn(batch, 2)}
     masks[:, 0, length // 4 : length // 2], masks[:, 1, 3 * length // 4 :] = True, True
-    weights = master_weights(model, {})
-    optimizers = make_optimizers(train.Config(optimizer=optimizer), weights)
+    learner = Learner(model, master_weights(model, {}))
+    learner.start_stage(train.Config(optimizer=optimizer), None)
     scores = full_log_softmax if straight else train.token_scores
 
     def update():
         with mock.patch.object(train, "token_scores", scores):
             for micro in micro_batches(rows, train.Config.micro_batch):
                 train.policy_loss(model, reference, micro, (0.1, 0.1), 1.0, batch)[0].backward()
-        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-        for each in optimizers:
-            each.step()
-            each.zero_grad()
-        copy_masters(model, weights)
+        learner.gradient_norm(1.0)
+        learner.step(0.0)
 
     blocks, head = weights_of(model)
     seen = length / 2  # a causal model sees half of the positions on average
@@ -632,7 +629,7 @@ def main() -> None:
     if args.peak:
         return print_peak(args.peak)
     for name in ("transformers", "safetensors", "matplotlib"):
-        require(importlib.util.find_spec(name), f"bench.py needs {name}: pip install -e .[plots,dev]")
+        require(importlib.util.find_spec(name), f"bench.py needs {name}: pip install -e '.[dev]'")
     started, quick, runs, device = time.time(), args.quick, 2 if args.quick else 5, pick_device(args.device)
     require(quick or device.type == "cpu", "on a GPU take --quick, or `make gpu` for all of it")
     found, machine = tables(runs, quick, device), machine_name(device)

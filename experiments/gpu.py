@@ -8,7 +8,7 @@ The parts are listed in PARTS. Each is a process of its own, which is killed aft
 leaves its results in out/gpu/, as JSON, and is not made again: delete the file to make it again. A part that
 failed is reported with the end of its log, and the next call tries it again. Nothing is downloaded.
 
-It needs the extras: pip install -e .[dev]
+It needs the extras: pip install -e '.[dev]'
 """
 
 import argparse
@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     for name in ("transformers", "safetensors", "pytest"):
-        require(importlib.util.find_spec(name), f"gpu.py needs {name}: pip install -e .[dev]")
+        require(importlib.util.find_spec(name), f"gpu.py needs {name}: pip install -e '.[dev]'")
     there = args.rehearse or torch.cuda.is_available()
     require(there, "no CUDA device here: --rehearse tries the script on the CPU")
     device = pick_device("cpu" if args.rehearse else "cuda")

@@ -9,7 +9,6 @@ take the place of the activations.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from engine.cli import run_script
 from engine.hf import gpt2_config
 from engine.lora import add_lora, without_lora
 from engine.memory import LOGITS_AT_ONCE, empty_gpt
-from engine.optim import copy_masters, make_optimizers, master_weights
+from engine.optim import Learner, master_weights
 from engine.report import markdown
 from model import GPT, GPTConfig
 
@@ -142,15 +141,12 @@ def update_of(
         batch = {"ids": ids, "masks": masks, "advantages": torch.ones(rows, 2)}
     masks[:, 0, 1 : tokens // 2], masks[:, 1, tokens // 2 :] = True, True
     model.recompute = recompute
-    masters = master_weights(model, {})
-    optimizers = make_optimizers(train.Config(optimizer="adamw"), masters)
+    learner = Learner(model, master_weights(model, {}))
+    learner.start_stage(train.Config(optimizer="adamw"), None)
 
     def update():
         train.policy_loss(model, reference, batch, (0.1, 0.1), 1.0, rows)[0].backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        copy_masters(model, masters)
+        learner.step(0.0)
 
     return model, update
 
@@ -166,6 +162,8 @@ def peak(device: torch.device | None = None) -> float:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except OSError:
+        import resource  # Windows does not have it
+
         scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 

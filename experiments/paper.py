@@ -4,13 +4,13 @@
     python experiments/paper.py --quick    one seed with few steps, to see that it runs
     python experiments/paper.py --report   only the report again, from experiments/results/paper.json
 
-After a stop the same command goes on. The report needs matplotlib: pip install -e .[plots].
+After a stop the same command goes on. The report needs matplotlib: pip install -e '.[plots]'.
 
 A method is a row of `grid`: settings for train.py and, for the supervised methods, the source of the
 dialogues that they imitate. Within a seed all methods have the same base and the same held-out problems, and
 those with start="stage1" share SCoRe's Stage I. All methods have as many dialogues and updates as SCoRe; the
-report names the exceptions, and those whose name ends in *4 have four times as many. Each run takes one core,
-and `--workers` of them run at the same time.
+report names the exceptions, and those whose name ends in _x4 have four times as many. Each run takes one
+core, and `--workers` of them run at the same time.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from data import Problem, load_task, train_problems
 from engine.build import held_out_of, make_tokenizer, training_problems_of
 from engine.checkpoints import load, save
 from engine.cli import run_script
-from engine.folder import open_run
+from engine.folder import open_run, write
 from engine.options import require
 from engine.presets import PRESETS
 from engine.report import without_nan
@@ -104,10 +104,10 @@ def grid(kind: str) -> dict[str, Method]:
         "no_stage1": Method("SCoRe without Stage I", once | dict(stage2_lr=Config.lr)),
         "star+": Method("STaR D+", star, traces="star+"),
         "self_refine": Method("Self-Refine", trained=False),
-        "score*4": Method("SCoRe, four times the updates", four),
-        "both*4": Method("plain RL, four times", plain_four),
-        "pair+*4": Method("Pair-SFT D+, four times", sft_four, traces="pair+"),
-        "oracle*4": Method("oracle SFT, four times", sft_four | dict(lr=ORACLE_LR), traces="oracle"),
+        "score_x4": Method("SCoRe, four times the updates", four),
+        "both_x4": Method("plain RL, four times", plain_four),
+        "pair+_x4": Method("Pair-SFT D+, four times", sft_four, traces="pair+"),
+        "oracle_x4": Method("oracle SFT, four times", sft_four | dict(lr=ORACLE_LR), traces="oracle"),
         "single": Method("single-turn RL", single, **few),
         "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0), **forked),
         "gamma=0.8": Method("γ = 0.8 in Stage II", dict(gamma=0.8), **forked),
@@ -171,18 +171,11 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "", device: str
         found["traces"] = [len(lines_of(path)) for path in sorted(folder.glob("round*.jsonl"))]
     about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "batch": c.batch}
     result = {**about, "commit": commit, **found, "curve": learning_curve(folder / "metrics.jsonl")}
-    write_whole(folder / "result.json", json.dumps(rounded(without_nan(result))) + "\n")
+    write(folder / "result.json", json.dumps(rounded(without_nan(result))) + "\n")
 
 
 def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: after a kill no part of it is there."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def go_on(c: Config) -> None:
@@ -227,7 +220,7 @@ def imitate(c: Config, source: str, start: Path) -> Path:
         if not traces.exists():
             model, _ = load_model(last, c.device)
             rows = dialogues_to_imitate(model, c, source, c.imitate_steps * c.batch, number)
-            write_whole(traces, "".join(json.dumps(row) + "\n" for row in rows))
+            write(traces, "".join(json.dumps(row) + "\n" for row in rows))
         own = dict(out=str(folder.parent), name=folder.name, init=str(start), imitate=str(traces))
         go_on(dataclasses.replace(c, **own))
         last = folder / "imitate.pt"
@@ -411,7 +404,10 @@ def rounded(value):
 def commit_here() -> str:
     """The commit of the code, with -dirty if it was changed since; "" outside a git checkout."""
     words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        return ""
 
 
 # ---------------------------------------------------------------------------------- the whole grid
@@ -496,7 +492,7 @@ def main() -> int:
     require(all(map(str.isdecimal, seeds)), f"--seeds={args.seeds}: write whole numbers such as 0,1,2")
     seeds = [int(s) for s in seeds] or ([0] if args.quick else [0, 1, 2, 3, 4])
     found = importlib.util.find_spec("matplotlib")  # asked now rather than after hours
-    require(found, "the report needs matplotlib: pip install -e .[plots]")
+    require(found, "the report needs matplotlib: pip install -e '.[plots]'")
     from experiments.paper_report import write_report
 
     out = ROOT / "out" / ("paper-quick" if args.quick else "paper")

@@ -39,7 +39,7 @@ MAIN = (
 )  # fmt: skip
 ABLATIONS = (
     "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1", "rloo",
-    "single", "both", "plain=0.1", "plain=0.01", "score*4", "both*4", "pair+*4", "oracle*4",
+    "single", "both", "plain=0.1", "plain=0.01", "score_x4", "both_x4", "pair+_x4", "oracle_x4",
 )  # fmt: skip
 PAIRS = (
     ("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"),

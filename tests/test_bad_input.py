@@ -1130,7 +1130,7 @@ EVAL_ARGUMENTS = [
     (["CHECKPOINT", "--json=perhaps"], "write true or false"),
     (["CHECKPOINT", "--task=chess"], "no task 'chess': choose one of"),
     (["CHECKPOINT", "--task="], "--task: it is empty"),
-    (["CHECKPOINT", "--task=gsm8k"], "task=gsm8k needs --init"),
+    (["CHECKPOINT", "--task=gsm8k"], "task=gsm8k reads a file: give --test_data=FILE"),
     (["CHECKPOINT", "--test_data=file"], "leave out --train_data and --test_data"),
     (["CHECKPOINT", "--problem="], "--problem: it is empty"),
     (["CHECKPOINT", "--problem=85/6"], "looks like 2526/6"),

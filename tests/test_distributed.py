@@ -351,12 +351,14 @@ def test_what_cannot_be_sharded_is_refused(words, mend, capsys):
     assert "\n" not in str(error.value)
 
 
-def test_more_processes_than_rows_or_gpus_are_refused(monkeypatch):
+def test_more_processes_than_rows_or_gpus_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(engine.run, "ranks", lambda: 8)
     cpu = torch.device("cpu")
     engine.run.check_ranks(replace(BASE, batch=8, base_batch=40), cpu)
     for c, device, mend in [
         (replace(BASE, batch=7, base_batch=40), cpu, "7 rows"),
+        (replace(BASE, batch=7, base_batch=5, init="base.pt"), cpu, "7 rows"),
+        (replace(BASE, batch=40, base_batch=39, task="words", init=str(tmp_path)), cpu, "7 rows"),
         (replace(BASE, batch=8, base_batch=39), cpu, "7 rows"),
         (replace(BASE, batch=8, init="base.pt"), torch.device("mps"), "CUDA or --device=cpu"),
         (replace(BASE, batch=8, init="base.pt"), torch.device("cuda"), "GPUs here"),

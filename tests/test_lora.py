@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pretrained import SHORT, even_length, logits, train_here
 
 import eval as evaluation
 import train
+from engine.export import export
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora, without_lora
@@ -100,6 +102,13 @@ def test_an_export_is_the_merged_policy_with_its_tokenizer(run, qwen, tmp_path, 
     assert read_tokenizer(tmp_path / "hf").encode("a b") == read_tokenizer(qwen).encode("a b")
 
 
+def test_the_export_of_a_toy_takes_no_file_of_the_working_folder(small_gpt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tokenizer.json").write_text("{}", encoding="utf-8")
+    assert export(small_gpt(), Config(), "hf") == "hf has the model, without a tokenizer"
+    assert sorted(path.name for path in Path("hf").iterdir()) == ["config.json", "model.safetensors"]
+
+
 @pytest.mark.parametrize("lora", [2, 0])
 def test_adapters_are_merged_where_a_run_starts_from_them(run, qwen, lora):
     checkpoint = run("first", "--lora=4", "--lr=1e-2") / "stage2.pt"
@@ -116,5 +125,5 @@ def test_a_base_that_is_missing_is_named(run, qwen, tmp_path):
     shutil.copytree(qwen, moved)
     folder = run("x", "--lora=4", init=moved)
     shutil.rmtree(moved)
-    with pytest.raises(ValueError, match="moved"):
+    with pytest.raises(ValueError, match="moved is gone: this run reads its weights"):
         load_model(folder / "stage2.pt", "cpu")

@@ -45,6 +45,23 @@ def test_a_second_process_is_kept_out_and_a_dead_ones_lock_is_taken_over(tmp_pat
         assert (tmp_path / "lock").read_text() == str(os.getpid())
 
 
+def test_where_no_open_file_can_be_deleted_a_run_ends_well(tmp_path, monkeypatch):
+    """Windows has no flock, and it deletes no open file."""
+    real = Path.unlink
+
+    def unlink(path, missing_ok=False):
+        held_open = [Path(f"/proc/self/fd/{fd}").resolve() for fd in os.listdir("/proc/self/fd")]
+        if path.resolve() in held_open:
+            raise PermissionError(13, "another process uses this file", str(path))
+        real(path, missing_ok)
+
+    monkeypatch.setattr("engine.folder.fcntl", None)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
 @pytest.mark.parametrize("file", ["stage2.pt", "last.pt", "metrics.jsonl"])
 def test_a_folder_with_anything_of_a_run_is_not_overwritten(tmp_path, file):
     folder = tmp_path / "default"
@@ -147,6 +164,26 @@ def test_a_script_ends_without_a_word_when_nobody_reads_its_output():
     assert process.stdout.readline() == "0\n"
     process.stdout.close()
     assert process.wait(60) == 141 and process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    "text, is_one_line",
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_only_memory_that_cannot_be_had_is_one_line(text, is_one_line, capsys):
+    def main():
+        raise RuntimeError(text)
+
+    with (
+        mock.patch.object(sys, "stdout", io.TextIOWrapper(io.BytesIO())),
+        pytest.raises(SystemExit if is_one_line else RuntimeError),
+    ):
+        run_script(main)
+    assert ("not enough memory" in capsys.readouterr().err) == is_one_line
 
 
 def test_another_pipe_that_breaks_is_an_error(capsys):

@@ -453,14 +453,14 @@ def test_a_machine_that_isolates_less_is_named_once(tmp_path):
 
 def test_a_machine_where_nothing_runs_is_an_error(tmp_path, monkeypatch):
     broken = altered(tmp_path, "    os.setsid()\n", "    os.chdir('/none')\n")
-    with pytest.raises(RuntimeError, match="does not work here: .* as unjudged.*FileNotFoundError"):
+    with pytest.raises(OSError, match="does not work here: .* as unjudged.*FileNotFoundError"):
         broken.run_tests([squares(RIGHT)])
     broken = altered(tmp_path, "    os.setsid()\n", "    os._exit(0)\n")
-    with pytest.raises(RuntimeError, match="does not work here: .* as unjudged. EOFError while"):
+    with pytest.raises(OSError, match="does not work here: .* as unjudged. EOFError while"):
         broken.run_tests([squares(RIGHT)])
     for python in ("/bin/false", "/none"):
         monkeypatch.setattr(sys, "executable", python)
-        with pytest.raises(RuntimeError, match="does not work here: .* as unjudged"):
+        with pytest.raises(OSError, match="does not work here: .* as unjudged"):
             altered(tmp_path, "SECONDS = 5", "SECONDS = 4").run_tests([squares(RIGHT)])
 
 
@@ -469,7 +469,7 @@ def test_a_machine_that_breaks_later_is_an_error_and_no_verdict(tmp_path):
     module = altered(tmp_path, "SECONDS = 5", "SECONDS = 4")
     assert quietly([squares(RIGHT)], module.LAYERS, module=module) == ["right"]
     (tmp_path / "isolation.py").write_text("import none")
-    with pytest.raises(RuntimeError, match="does not work here: .* as unjudged.*No module named 'none'"):
+    with pytest.raises(OSError, match="does not work here: .* as unjudged.*No module named 'none'"):
         module.run_tests([squares(RIGHT)])
 
 

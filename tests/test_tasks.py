@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from scripts import finish, script, start
 import eval as evaluation
 import train
 from data import load_task, train_problems, wrong_attempts
+from data.demonstrations import read_traces
 from data.gsm8k import CORRECTION_REQUEST
-from engine.build import held_out_of
+from engine.build import held_out_of, make_environment, problems_of
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
-from engine.settings import parse_args
+from engine.settings import EvalOptions, parse_args
 from train import Config
 
 pytestmark = pytest.mark.slow
@@ -122,7 +124,7 @@ def test_a_run_on_files_survives_a_kill_and_writes_its_report(task, qwen, tmp_pa
     for name in ("truncated", "unparsable", "timeout", "unjudged"):
         assert all(0 <= row[name] <= 1 for row in rows)
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
-    assert "| stage2 | greedy |" in report and "could not be judged" in report
+    assert "| stage2 | greedy |" in report and "## Attempts without an answer to compare" in report
 
 
 def test_dialogues_that_outgrow_the_model_are_refused_at_the_start(qwen, tmp_path, monkeypatch, capsys):
@@ -202,8 +204,10 @@ def test_eval_takes_the_folder_of_a_checkpoint_as_it_stands(qwen, tmp_path, monk
     assert row["attempts"][0] == tokenizer.decode(ids[-5:])
     prompt = "Tom has 37 pens, gets 6, loses 8. How many now?"
     assert prompt in call("--task=words", f"--problem={prompt}")
-    with pytest.raises(ValueError, match="task=gsm8k needs"):
+    with pytest.raises(ValueError, match="task=gsm8k reads a file: give --test_data=FILE"):
         call("--task=gsm8k")
+    with pytest.raises(ValueError, match="has no task: give --task=NAME"):
+        call(f"--problem={prompt}")
 
 
 @pytest.mark.parametrize("attempt", ["#### 1", ""], ids=["right, though it was cut off", "empty"])
@@ -212,6 +216,27 @@ def test_an_attempt_that_is_not_wrong_as_it_stands_is_not_repaired(attempt, tmp_
     write_rows(path, [{"prompt": "x", "answer": "1", "attempts": [attempt, ""], "right": [False, False]}])
     with pytest.raises(ValueError, match="nothing to repair"):
         wrong_attempts(path, load_task("gsm8k"))
+
+
+def test_a_part_of_a_file_is_repaired(tmp_path):
+    path = tmp_path / "wrong.jsonl"
+    wrong = [{"prompt": f"{i}", "answer": "1", "attempts": ["2", ""], "right": [False, False]} for i in "abc"]
+    write_rows(path, wrong)
+    c = Config(task="gsm8k", init="x", train_data="x", test_data="x")
+    for n, prompts in ((2, ["a", "b"]), (None, ["a", "b", "c"])):
+        assert [p.prompt for p in problems_of(c, EvalOptions(repair=str(path), n=n))] == prompts
+
+
+def test_a_test_problem_is_not_imitated_whatever_its_blanks(qwen, tmp_path):
+    files = write_files(tmp_path, "gsm8k", range(6, 12), range(6))
+    given = dict(word.removeprefix("--").split("=", 1) for word in files)
+    c = Config(task="gsm8k", init=str(qwen), imitate=str(tmp_path / "traces"), **given)
+    env = make_environment(c)
+    for problems, is_refused in ((env.task.read(c.train_data, "train"), False), (held_out_of(c, 9), True)):
+        row = {"prompt": problems[0].prompt.replace(" ", "  "), "attempts": ["#### 1"]}
+        write_rows(tmp_path / "traces", [row])
+        with pytest.raises(ValueError, match="held-out") if is_refused else nullcontext():
+            assert len(read_traces(c, env)) == 1
 
 
 def test_a_given_first_attempt_stands_in_the_place_of_turn_1(qwen, tmp_path):

@@ -68,7 +68,7 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
     sandbox itself broke, so nothing is known about the program. A warning then counts these jobs and shows
     the first error. `workers` jobs run at a time (default: one per core).
 
-    RuntimeError if even a right program does not pass on this machine. The first call checks that, and so
+    OSError if even a right program does not pass on this machine. The first call checks that, and so
     does every call that has an unjudged job.
     """
     import warnings
@@ -76,6 +76,8 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
 
     if not jobs:
         return []
+    if not hasattr(os, "fork"):
+        raise OSError("programs are judged on Linux and macOS only: on Windows take WSL")
     lacking = check_machine(LAYERS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(workers or cores)
@@ -94,7 +96,7 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
 def check_machine(layers: tuple[str, ...], again: bool = False) -> list[str]:
     """Runs a right program, the first time or `again`; returns the layers that this machine refuses.
 
-    The first time it warns if there are any. RuntimeError if the program does not come out as right.
+    The first time it warns if there are any. OSError if the program does not come out as right.
     """
     import warnings
 
@@ -105,7 +107,7 @@ def check_machine(layers: tuple[str, ...], again: bool = False) -> list[str]:
     )  # imports must work too
     verdict, note = judge(job, 60, FOUND.get(layers))
     if verdict != "right":
-        raise RuntimeError(f"the sandbox does not work here: a right program came out as {verdict}. {note}")
+        raise OSError(f"the sandbox does not work here: a right program came out as {verdict}. {note}")
     if layers not in FOUND:
         FOUND[layers] = note.split(", ") if note else []
         if note:
