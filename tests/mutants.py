@@ -169,7 +169,7 @@ mutant(
 )
 mutant(
     "bonus-in-every-stage", "the rewards have the bonus in every stage", "train.py",
-    "rollout, stage.weights, stage.alpha)", "rollout, stage.weights, c.alpha)",
+    "turn_rewards(correct, stage.weights, stage.alpha)", "turn_rewards(correct, stage.weights, c.alpha)",
     wiring("advantages_of_a_batch_by_hand"),
 )
 mutant(
@@ -380,8 +380,8 @@ mutant(
 )
 mutant(
     "last-micro-batch-only", "only the last micro-batch has a gradient", "train.py",
-    '                loss.backward()\n                sums.update({"loss": loss.item(), **parts})\n',
-    '                sums.update({"loss": loss.item(), **parts})\n            loss.backward()\n',
+    '    loss.backward()\n                sums.update({"loss": loss.item(), **parts})  # a Counter adds',
+    '    sums.update({"loss": loss.item(), **parts})\n            loss.backward()',
     wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
 mutant(
@@ -627,8 +627,7 @@ mutant(
 )
 mutant(
     "held-out-leak-of-files", "problems of the test file are trained on", "data/__init__.py",
-    'task.read(train_data, "train") if " ".join(p.prompt.split()) not in test]',
-    'task.read(train_data, "train")]',
+    'task.read(train_data, "train") if not is_test(p.prompt)]', 'task.read(train_data, "train")]',
     "tests/test_tasks.py::test_problems_that_are_in_both_files_are_not_trained_on",
 )
 mutant(
