@@ -69,7 +69,7 @@ class KVCache:
         self.lengths[to] = self.lengths[source]
 
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v [B, Hkv, T, D] at `positions` [B, T]; returns all so far, [B, Hkv, S, D] each."""
+        """Stores k and v [B, Hkv, T, D] at `positions` [B, T]; returns both up to column longest + T."""
         rows, end = torch.arange(len(k), device=k.device)[:, None], self.longest + k.shape[2]
         keys, values = self.data[layer, :, : len(k), :, :end]
         for stored, new in ((keys, k), (values, v)):

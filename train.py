@@ -168,11 +168,12 @@ def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: s
     """Each turn's return minus the mean return of comparable other dialogues, [B, K].
 
     This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K]; `correct` [B, K] bool; `problem_of`
-    [B]. With `baseline` "rloo", comparable are the other dialogues on the same problem, which `problem_of`
-    numbers. With "by_outcome" (ours) they are the other dialogues whose attempt *before* the turn had the
-    same outcome; in turn 1, which has none before it, all others. That outcome is known before the turn is
-    sampled, so the baseline stays unbiased. The bonus contains -alpha * r1. Turn 2 cannot change r1, so it is
-    noise there, and this comparison cancels it. With nothing to compare, the baseline is 0.
+    [B] the number of each row's problem, an integer. With `baseline` "rloo", comparable are the other
+    dialogues on the same problem. With "by_outcome" (ours) they are the other dialogues whose attempt
+    *before* the turn had the same outcome; in turn 1, which has none before it, all others. That outcome is
+    known before the turn is sampled, so the baseline stays unbiased. The bonus contains -alpha * r1. Turn 2
+    cannot change r1, so it is noise there, and this comparison cancels it. With nothing to compare, the
+    baseline is 0.
     """
     columns = []
     for turn in range(returns.shape[1]):

@@ -62,7 +62,7 @@ ASSIGNMENTS = {
                   ("test_rollout.py::test_a_token_of_probability_zero_is_never_sampled",)),
             Check(2, MASKS, "spans are half open, and a turn may be empty",
                   ("test_rollout.py::test_turn_masks_by_hand",)),
-            Check(0, CACHE, "optional: a pass behind a cache equals a plain pass",
+            Check(0, CACHE, "needed to run: a pass behind a cache equals a plain pass",
                   ("test_model.py::test_cached_pass_equals_plain_pass_on_ragged_rows[modern]",)),
         ],
         written=6,
@@ -72,8 +72,9 @@ ASSIGNMENTS = {
     "A2": Assignment(
         "Rewards decide behaviour",
         [
-            Check(2, REWARDS, "the four cases in Stage I, Stage II and plain RL",
-                  ("test_rewards.py::test_rewards_of_each_stage",)),
+            Check(2, REWARDS, "the four cases in Stage I, Stage II and plain RL; three turns",
+                  ("test_rewards.py::test_rewards_of_each_stage",
+                   "test_rewards.py::test_gamma_decides_whether_a_right_first_attempt_is_fined")),
             Check(1, REWARDS, "the bonus is not multiplied by the turn's weight",
                   ("test_wiring.py::test_the_bonus_is_not_multiplied_by_the_turns_weight",)),
             Check(1, RETURNS, "returns with gamma 0, 0.5 and 1, of two and of three turns",
@@ -86,7 +87,7 @@ ASSIGNMENTS = {
         written=6,
         wrong={"bonus-sign": 3, "bonus-on-turn-1": 3, "bonus-weighted": 1, "return-of-the-next-reward": 1,
                "stage1-betas-swapped": 2, "stage1-rewards-turn-1": 2, "stage1-gamma": 2, "stage1-bonus": 2,
-               "stage1b-reference": 0},
+               "stage2-rate": 2, "stage2-reference": 2, "stage1b-reference": 0},
     ),
     "A3": Assignment(
         "REINFORCE with a baseline",

@@ -112,8 +112,8 @@ def spliced(real: str, students: str, name: str) -> str:
 
 
 def names_of(node: ast.stmt) -> set[str]:
-    """The names that a function, an import or a constant at the top level brings."""
-    if isinstance(node, ast.FunctionDef):
+    """The names that a function, a class, an import or a constant at the top level brings."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {alias.asname or alias.name for alias in node.names}

@@ -276,6 +276,11 @@ def test_the_notebook_runs_and_keeps_its_pictures():
         return [str(cell.get("outputs")).count("image/png") for cell in cells]
 
     assert pictures(kept["cells"]) == pictures(made["cells"]) and sum(pictures(kept["cells"])) >= 7
+    first = [
+        next(cell["outputs"] for cell in notebook["cells"] if cell.get("outputs"))
+        for notebook in (kept, made)
+    ]
+    assert first[0] == first[1]  # it keeps what this code says of these checkpoints
     code = "\n".join("".join(cell["source"]) for cell in kept["cells"])
     for file in ("train.py", "rollout.py", "rewards.py"):  # it imports the scripts and copies nothing
         assert not set(re.findall(r"def (\w+)", code)) & functions(text_of(file)).keys()

@@ -76,6 +76,7 @@ def test_edit_distance_ratio():
     assert edit_distance_ratio("1457", "1457") == 0
     assert edit_distance_ratio("12", "34") == 1
     assert edit_distance_ratio("1457", "1467") == 0.25  # one deletion, one insertion, eight characters
+    assert edit_distance_ratio("122", "2321") == pytest.approx(3 / 7)  # the longest common part is 2 2
     assert edit_distance_ratio("", "") == 0 and edit_distance_ratio("", "9") == 1
 
 

@@ -101,8 +101,8 @@ def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, we
     for dialogues in itertools.combinations_with_replacement(probability, 3):
         orders = len(set(itertools.permutations(dialogues)))
         dialogues = rng.sample(dialogues, 3)
-        correct = torch.tensor([right(d) for d in dialogues])
-        advantage = advantages(turn_rewards(correct, weights, alpha), correct, torch.zeros(3), baseline)
+        correct, problem = torch.tensor([right(d) for d in dialogues]), torch.zeros(3, dtype=torch.long)
+        advantage = advantages(turn_rewards(correct, weights, alpha), correct, problem, baseline)
         loss, _ = policy_loss(policy, reference, batch_of(dialogues, advantage), betas, 1.0, 3)
         weight = orders * math.prod(probability[dialogue] for dialogue in dialogues)
         mean_loss, total = mean_loss + weight * loss, total + weight
@@ -177,7 +177,8 @@ def test_the_bonus_scales_turn_two_under_the_baseline_by_outcome():
     plain = advantages(turn_rewards(correct, (1, 1), 0), correct, problem, "by_outcome")
     bonus = advantages(turn_rewards(correct, (1, 1), 10), correct, problem, "by_outcome")
     assert torch.allclose(bonus[:, 1], 11 * plain[:, 1], atol=1e-5) and torch.equal(bonus[:, 0], plain[:, 0])
-    together = advantages(turn_rewards(correct, (1, 1), 10), correct, torch.zeros(12), "rloo")
+    one_problem = torch.zeros(12, dtype=torch.long)
+    together = advantages(turn_rewards(correct, (1, 1), 10), correct, one_problem, "rloo")
     assert not torch.allclose(
         together[:, 1], 11 * plain[:, 1], atol=1
     )  # here r1 is noise in turn 2's advantage
@@ -187,10 +188,11 @@ def test_leave_one_out_by_hand():
     correct = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [0, 0]], dtype=torch.bool)
     rewards = turn_rewards(correct, (1, 1), 0)
     by_outcome = advantages(rewards, correct, torch.arange(5), "by_outcome")
-    assert by_outcome[:, 0].tolist() == [0.75, 0.75, -0.5, -0.5, -0.5]
-    assert by_outcome[:, 1].tolist() == [1, -1, 1, -0.5, -0.5]
+    expected = torch.tensor([[0.75, 1], [0.75, -1], [-0.5, 1], [-0.5, -0.5], [-0.5, -0.5]])
+    assert torch.allclose(by_outcome, expected, atol=1e-6)
     by_problem = advantages(rewards, correct, torch.tensor([0, 0, 1, 1, 2]), "rloo")
-    assert by_problem.tolist() == [[0, 1], [0, -1], [0, 1], [0, -1], [0, 0]]
+    expected = torch.tensor([[0.0, 1], [0, -1], [0, 1], [0, -1], [0, 0]])
+    assert torch.allclose(by_problem, expected, atol=1e-6)
 
 
 def random_batch(rows=7, length=11):
@@ -375,8 +377,10 @@ def test_learning_rate_warms_up_holds_and_falls():
 
 
 def test_stages_are_rows_of_coefficients():
-    base, one, two = stages(Config(beta1=0.01, beta2=0.2, stage2_beta=0.3, alpha=10))
-    assert base.weights is None
+    rates = dict(base_lr=0.3, lr=0.2, stage2_lr=0.1)
+    base, one, two = stages(Config(**rates, beta1=0.01, beta2=0.2, stage2_beta=0.3, alpha=10))
+    assert [stage.lr for stage in (base, one, two)] == [0.3, 0.2, 0.1]
+    assert base.weights is None and one.reference == two.reference == "base"
     assert (one.weights, one.alpha, one.betas) == ((0.0, 1.0), 0.0, (0.2, 0.01))
     assert (two.weights, two.alpha, two.betas) == ((1.0, 1.0), 10.0, (0.3, 0.3))
     one, two = stages(Config(gamma=0.8))[1:]
