@@ -339,7 +339,7 @@ mutant(
 mutant(
     "decay-from-the-start", "the rate falls from a stage's first step", "train.py",
     "2 * (1 - step / stage.steps)", "1 - step / stage.steps",
-    wiring("a_stage_decays_over_its_second_half"),
+    loss("learning_rate_warms_up_holds_and_falls"),
 )
 mutant(
     "constant-rate", "the loop does not use the schedule", "train.py",
@@ -1108,6 +1108,164 @@ mutant(
     "checkpoint-not-atomic", "a write that fails destroys the checkpoint", "engine/checkpoints.py",
     'path.with_suffix(".tmp"), unshard_content', "path, unshard_content",
     f"{TRAIN}::test_a_failed_write_keeps_the_old_checkpoint",
+)
+
+# ---------------------------------------------------------------------------------- found by a reader
+
+mutant(
+    "baseline-of-turn-3", "turn 3 is compared by the outcome of turn 1", "train.py",
+    "outcome_before = correct[:, turn - 1] if", "outcome_before = correct[:, 0] if",
+    loss("leave_one_out_by_hand"),
+)
+mutant(
+    "woven-reference", "an interleaved second Stage I is held to the first one's end", "train.py",
+    '    for _ in range(c.interleave):\n        reference = "base"\n',
+    '    reference = "base"\n    for _ in range(c.interleave):\n',
+    loss("stages_are_rows_of_coefficients"),
+)
+mutant(
+    "stage2-weight2-ignored", "Stage II rewards turn 2 whatever its weight", "train.py",
+    "(c.stage2_weight1,) + (c.stage2_weight2,) *", "(c.stage2_weight1,) + (1.0,) *",
+    loss("stages_are_rows_of_coefficients"),
+)
+mutant(
+    "imitation-rate", "imitation learns at the base's rate", "train.py",
+    'Stage("imitate", c.imitate_steps, c.lr)', 'Stage("imitate", c.imitate_steps, c.base_lr)',
+    loss("stages_are_rows_of_coefficients"),
+)
+mutant(
+    "example-of-another-row", "the transcript shows another row's problem", "train.py",
+    "(problems[-1], rollout.texts[-1]", "(problems[0], rollout.texts[-1]",
+    wiring("advantages_of_a_batch_by_hand"),
+)
+mutant(
+    "grad-norm-not-logged", "the gradient's norm is logged as 0", "train.py",
+    'metrics["grad_norm"] = run.update(stage, step, learning_rate(stage, step), metrics["loss"])',
+    'metrics["grad_norm"] = 0 * run.update(stage, step, learning_rate(stage, step), metrics["loss"])',
+    wiring("what_is_logged_is_of_the_whole_batch"),
+)
+mutant(
+    "report-fails-in-silence", "a report that fails does not fail the run", "train.py",
+    "return run_alone(", "run_alone(",
+    f"{TRAIN}::test_the_report_is_made_on_the_runs_device_and_its_failure_is_the_runs",
+)
+mutant(
+    "report-on-any-device", "the report does not run on the run's device", "train.py",
+    ', f"--device={c.device}")', ")",
+    f"{TRAIN}::test_the_report_is_made_on_the_runs_device_and_its_failure_is_the_runs",
+)
+mutant(
+    "never-recomputed", "--recompute does nothing", "model.py",
+    "if self.recompute and torch.is_grad_enabled():", "if False:",
+    "tests/test_memory.py::test_recomputing_blocks_leaves_the_gradient_alone",
+)
+mutant(
+    "recompute-not-set", "a run does not pass --recompute on", "engine/run.py",
+    "policy.recompute = c.recompute", "policy.recompute = False",
+    "tests/test_memory.py::test_a_run_recomputes_its_blocks_if_it_is_told_to",
+)
+mutant(
+    "blocks-not-identity", "new blocks add noise", "model.py",
+    "            nn.init.zeros_(module.attn.out.weight)\n", "",
+    "tests/test_model.py::test_a_new_model_begins_with_blocks_that_do_nothing",
+)
+mutant(
+    "rare-tokens-swallowed", "the cumulative probabilities are summed in float32", "rollout.py",
+    "probs.cumsum(-1, dtype=uniform.dtype)", "probs.cumsum(-1).to(uniform.dtype)",
+    "tests/test_rollout.py::test_rare_tokens_of_a_large_vocabulary_are_sampled",
+)
+mutant(
+    "drift-of-the-last-chunk", "the drift is that of the last 64 problems alone", "eval.py",
+    "total += token_scores", "total = token_scores",
+    "tests/test_eval.py::test_drift_is_the_kl_of_the_models_own_first_attempts_to_the_base",
+)
+REPORT = "engine/report.py"
+SHOWN = "tests/test_eval.py::test_the_report_shows_the_figures_that_were_found"
+mutant(
+    "report-swap-of-all", "the report's swap test is of all problems", REPORT,
+    'result["swap"]["wrong_first"]', 'result["swap"]["all"]', SHOWN,
+)
+mutant(
+    "report-error-as-fraction", "the report's errors are not in percent", REPORT,
+    "{sign}.1f} ± {100 * m['se'][k]:.1f}", "{sign}.1f} ± {m['se'][k]:.1f}", SHOWN,
+)
+mutant(
+    "report-time-of-the-first-step", "the report's training time is that of the first step", REPORT,
+    'rows[-1]["seconds"] / 60', 'rows[0]["seconds"] / 60', SHOWN,
+)
+mutant(
+    "nan-in-json", "results.json has NaN, which JSON does not know", REPORT,
+    "return None if isinstance(value, float) and math.isnan(value) else value", "return value", SHOWN,
+)
+mutant(
+    "second-attempt-of-one", "the figures of one attempt want a second", REPORT,
+    "        if name in metrics:\n", "        if True:\n",
+    "tests/test_eval.py::test_one_attempt_has_no_second_one_in_its_figures",
+)
+LOG = "engine/log.py"
+mutant(
+    "no-signal-at-any-zero", "one advantage of 0 counts as no signal", LOG,
+    "(advantages == 0).all()", "(advantages == 0).any()",
+    wiring("advantages_of_a_batch_by_hand"),
+)
+mutant(
+    "logged-reward-halved", "the logged reward is a mean over turns", LOG,
+    "rewards.sum(1).mean()", "rewards.mean()",
+    wiring("advantages_of_a_batch_by_hand"),
+)
+mutant(
+    "always-two-turns", "the base never sees more than two turns", SUPERVISED,
+    "    if step % 16 == 7:\n", "    if step < 0:\n",
+    wiring("some_demonstrations_have_more_turns_and_as_many_attempts"),
+)
+mutant(
+    "longer-and-as-many", "longer demonstrations are as many as short ones", SUPERVISED,
+    "c.base_batch * 2 // turns", "c.base_batch",
+    wiring("some_demonstrations_have_more_turns_and_as_many_attempts"),
+)
+mutant(
+    "own-attempts-greedy", "the base's own attempts are its likeliest", SUPERVISED,
+    "c, c.temperature, generator", "c, 0.0, generator",
+    wiring("the_base_meets_its_own_attempts_in_its_last_part"),
+)
+KINDS = wiring("mistakes_of_the_base_are_of_the_kinds_that_are_documented")
+mutant(
+    "near-misses-only", "wrong first attempts are near misses only", "data/demonstrations.py",
+    'MADE_UP_MISTAKES = ("near", "far")', 'MADE_UP_MISTAKES = ("near", "near")', KINDS,
+)
+mutant(
+    "later-misses-far", "wrong second attempts are unrelated", "data/demonstrations.py",
+    '"right" if u < copy + right else "near"', '"right" if u < copy + right else "far"', KINDS,
+)
+mutant(
+    "near-misses-anywhere", "a near miss may have any digit wrong", "data/division.py",
+    "if len(quotient) > 2 else range(len(quotient))", "if False else range(len(quotient))",
+    "tests/test_data.py::test_a_near_miss_has_a_wrong_inner_digit",
+)
+mutant(
+    "init-relative", "a relative --init holds in one working folder only", "engine/folder.py",
+    "str(path.resolve()) for name, path in files.items()", "str(path) for name, path in files.items()",
+    "tests/test_runs.py::test_relative_paths_hold_in_any_working_folder",
+)
+mutant(
+    "init-overwritten", "--overwrite deletes what the new run starts from", "engine/folder.py",
+    "require(Path(c.init) not in files,", "require(True,",
+    "tests/test_runs.py::test_a_run_is_not_overwritten_by_one_that_starts_from_it",
+)
+mutant(
+    "kept-checkpoints-stay", "--overwrite leaves the checkpoints of --keep_every", "engine/folder.py",
+    "stage2)(-\\d+)?\\.(pt|tmp)", "stage2)\\.(pt|tmp)",
+    "tests/test_runs.py::test_overwriting_deletes_the_runs_files_and_no_others",
+)
+mutant(
+    "seconds-from-zero", "a resumed run counts its seconds from zero", "engine/run.py",
+    'time.time() - state.get("seconds", 0.0)', "time.time()",
+    "tests/test_runs.py::test_a_resumed_run_counts_its_time_on",
+)
+mutant(
+    "ranks-in-the-report", "the report joins the processes of the run", "engine/cli.py",
+    'if key != "TORCHELASTIC_RUN_ID"', 'if key != "none"',
+    "tests/test_distributed.py::test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two",
 )
 
 

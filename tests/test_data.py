@@ -189,3 +189,15 @@ def test_the_task_of_the_documents_works_as_it_stands(tmp_path, monkeypatch):
         for kind in ("right", "near", "far"):
             assert task.is_correct(problem, task.attempt(problem, kind, rng).text) == (kind == "right")
         demonstration(task, build_tokenizer(1), problem, rng, 2, 0.3, 0.3, 0.4, own="12345")
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_near_miss_has_a_wrong_inner_digit(size):
+    """As in a trained model's own mistakes: one or two digits, neither the first nor the last."""
+    task, rng, wrong = load_task("division"), Random(0), set()
+    for _ in range(300):
+        problem = task.sample(rng, size)
+        quotient = task.graded(task.attempt(problem, "near", rng).text)
+        wrong.add(sum(a != b for a, b in zip(quotient, problem.answer, strict=True)))
+        assert quotient[0] == problem.answer[0] and quotient[-1] == problem.answer[-1]
+    assert wrong == ({1} if size == 3 else {1, 2})

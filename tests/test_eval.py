@@ -1,5 +1,6 @@
 """Evaluation: the metrics, against hand-made cases and the paper's tables, and what they are measured on."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import eval as evaluation
 from data import Problem, is_held_out, load_task, train_problems
 from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
+from engine.log import FAILURES
+from engine.report import metrics_text, write_report
 from eval import drift, edit_distance_ratio, evaluate, report, self_correction_metrics, swap_test
 from train import Config, load_model
 
@@ -173,7 +176,7 @@ def test_evaluation_is_on_the_runs_own_held_out_side():
 
 def test_drift_is_the_kl_of_the_models_own_first_attempts_to_the_base(small_gpt, monkeypatch):
     """KL(model || base), in nats a problem, at the tokens that the model sampled at temperature 1."""
-    model, base, problems = small_gpt(), small_gpt(dim=16), held_out_of(C, 12)
+    model, base, problems = small_gpt(), small_gpt(dim=16), held_out_of(C, 70)  # more than one chunk of 64
     rollouts, real = [], evaluation.answer
     monkeypatch.setattr(evaluation, "answer", lambda *args: rollouts.append(real(*args)) or rollouts[-1])
     found = drift(model, base, C, problems)
@@ -181,7 +184,7 @@ def test_drift_is_the_kl_of_the_models_own_first_attempts_to_the_base(small_gpt,
     assert [row[0] for row in rollouts[0].texts] == sampled
     with torch.no_grad():
         p, q = (m(rollouts[0].ids[:, :-1]).log_softmax(-1) for m in (model, base))
-    kl = (p.exp() * (p - q)).sum(-1)[rollouts[0].masks[:, 0, 1:]].sum().item() / 12
+    kl = (p.exp() * (p - q)).sum(-1)[rollouts[0].masks[:, 0, 1:]].sum().item() / 70
     assert found == pytest.approx(kl, rel=1e-4) and found > 0.1
     assert drift(model, model, C, problems) == pytest.approx(0, abs=1e-5)
 
@@ -237,6 +240,37 @@ def test_training_problems_are_different_ones_that_training_draws():
     drawn = {make_environment(C).problem(i).prompt for i in range(120)}
     assert len(set(found)) == 40 and set(found) <= drawn
     assert not any(is_held_out(prompt, C.seed) for prompt in found)
+
+
+def test_the_report_shows_the_figures_that_were_found(tmp_path):
+    """By hand: percent, one standard error, the swap test of wrong first attempts, the time of all steps."""
+    names = ("acc_t1", "acc_t2", "delta", "i_to_c", "c_to_i", "fix_rate", "change_rate")
+    found = {name: 0.1 * i for i, name in enumerate(names, 1)}
+    found |= {"se": {name: 0.01 * i for i, name in enumerate(names, 1)}, "n": 50, "acc": [0.1, 0.2, 0.25]}
+    found |= dict.fromkeys(FAILURES, 0.0)
+    sampled = {**found, "delta": -0.3, "fix_rate": math.nan}
+    swap = {
+        "all": {"n": 50, "own": 0.9, "other": 0.8},
+        "wrong_first": {"n": 45, "own": 0.125, "other": 0.0625},
+    }
+    result = {"greedy": found, "sampled": sampled, "training": found, "swap": swap, "drift_kl": 0.375}
+    rows = [{"stage": "base", "step": step, "seconds": 90.0 * step} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    transcripts = [(Problem("84/6", "14"), ["13*6", "14*6"], [False, True])]
+    write_report(tmp_path, C, {"stage2": result}, transcripts)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    cells = "10.0 ± 1.0 | 20.0 ± 2.0 | +30.0 ± 3.0 | 40.0 ± 4.0 | 50.0 ± 5.0 | 60.0 ± 6.0 | 70.0 ± 7.0"
+    assert f"| stage2 | greedy | {cells} |" in text and f"| stage2 | greedy, training | {cells} |" in text
+    assert "| stage2 | sampled | 10.0 ± 1.0 | 20.0 ± 2.0 | -30.0 ± 3.0 |" in text
+    assert "| stage2 | 45 | 12.5 | 6.2 | 0.38 |" in text and "| stage2 | 10.0 | 20.0 | 25.0 |" in text
+    assert "Training took 3.0 minutes" in text and "84/6   13*6 (wrong)   14*6 (right)" in text
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert kept["stage2"]["sampled"]["fix_rate"] is None and kept["stage2"]["greedy"]["n"] == 50
+
+
+def test_one_attempt_has_no_second_one_in_its_figures():
+    shown = metrics_text({"n": 4, "acc_t1": 0.25, "acc": [0.25], **dict.fromkeys(FAILURES, 0.0)})
+    assert "Acc@t1   25.0 %" in shown and "Acc@t2" not in shown
 
 
 def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(small_gpt, even, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ again.
 """
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS, edited
+
+from experiments.paper_report import Results, cell, cells_of
 
 ROOT = Path(__file__).parent.parent
 BUDGETS = {
@@ -21,6 +25,7 @@ BUDGETS = {
     "README.md": 140,
 }
 WIDTH = 110
+FOLDERS = ("data", "engine", "experiments", "course", "tests")
 SCRIPTS = ("model", "rollout", "rewards", "train", "eval")
 MAY_IMPORT = {  # what of this project each part may import, beside itself
     "data": set(),
@@ -35,11 +40,7 @@ MAY_IMPORT = {  # what of this project each part may import, beside itself
 
 def sources() -> list[Path]:
     tops = [ROOT / f"{name}.py" for name in SCRIPTS]
-    return tops + [
-        path
-        for folder in ("data", "engine", "experiments", "course", "tests")
-        for path in (ROOT / folder).rglob("*.py")
-    ]
+    return tops + [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -94,8 +95,29 @@ def test_every_file_is_named_where_a_reader_looks():
     assert all(f"{name}.py" in readme for name in SCRIPTS)
 
 
+def test_every_planted_fault_still_fits_its_file():
+    for mutant in MUTANTS:
+        assert edited(ROOT, mutant), mutant.name
+
+
+def test_the_readmes_results_are_those_of_the_runs():
+    """Each row of the table, from experiments/results/paper.json."""
+    rows = json.loads((ROOT / "experiments" / "results" / "paper.json").read_text(encoding="utf-8"))
+    results, readme = Results(rows, {}), (ROOT / "README.md").read_text(encoding="utf-8")
+    labels = {"base": "base", "pair+": "Pair-SFT D+", "both": "plain RL on both turns"}
+    labels |= {"stage1": "after Stage I", "score": "**SCoRe**"}
+    for method, label in labels.items():
+        assert len(results.of[method]) == 5
+        cells = cells_of(results, method, ("acc_t1", "acc_t2", "delta", "fix_rate"))
+        cells.append(cell(results.values(method, "swap", "wrong_first", "wrong")))
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {label} |"))
+        assert row.replace("**", "").replace(" 0.0 ± 0.0 |", " +0.0 ± 0.0 |") == (
+            f"| {label.replace('**', '')} | {' | '.join(cells)} |"
+        )
+
+
 def test_links_of_the_documents_lead_somewhere():
-    for path in [ROOT / "README.md", *ROOT.glob("*/README.md")]:
+    for path in [ROOT / "README.md", *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
 

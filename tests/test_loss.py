@@ -190,6 +190,9 @@ def test_leave_one_out_by_hand():
     by_outcome = advantages(rewards, correct, torch.arange(5), "by_outcome")
     expected = torch.tensor([[0.75, 1], [0.75, -1], [-0.5, 1], [-0.5, -0.5], [-0.5, -0.5]])
     assert torch.allclose(by_outcome, expected, atol=1e-6)
+    three = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 0]], dtype=torch.bool)
+    third = advantages(three.float(), three, torch.arange(4), "by_outcome")[:, 2]
+    assert torch.allclose(third, torch.tensor([1.0, -1, 1, -1]))  # rows with the same attempt 2 are compared
     by_problem = advantages(rewards, correct, torch.tensor([0, 0, 1, 1, 2]), "rloo")
     expected = torch.tensor([[0.0, 1], [0, -1], [0, 1], [0, -1], [0, 0]])
     assert torch.allclose(by_problem, expected, atol=1e-6)
@@ -387,13 +390,17 @@ def test_stages_are_rows_of_coefficients():
     assert (one.gamma, two.gamma) == (0.0, 0.8)  # Stage I rewards turn 2 alone, whatever Stage II credits
     woven = stages(Config(interleave=2, stage1_steps=300, stage2_steps=200))
     assert [(s.name, s.steps) for s in woven[1:]] == [("stage1", 150), ("stage2", 100)] * 2
+    assert {s.reference for s in woven[1:]} == {"base"}
     assert [s.name for s in stages(Config(init="base.pt"))] == ["stage1", "stage2"]
     assert [s.name for s in stages(Config(stage1_steps=0))] == ["base", "stage2"]
-    assert [s.name for s in stages(Config(imitate="file", stage1_steps=0))] == ["base", "imitate", "stage2"]
-    alone = stages(Config(stage2_weight1=0.0, stage2_beta=0.3))[
-        2
-    ]  # an unrewarded turn is left alone: no KL to hold it
+    imitation = stages(Config(imitate="file", stage1_steps=0, imitate_steps=7))
+    assert [s.name for s in imitation] == ["base", "imitate", "stage2"]
+    assert (imitation[1].steps, imitation[1].lr) == (7, Config.lr)
+    # An unrewarded turn is left alone: no KL holds it.
+    alone = stages(Config(stage2_weight1=0.0, stage2_beta=0.3))[2]
     assert (alone.weights, alone.betas) == ((0.0, 1.0), (0.0, 0.3))
+    single = stages(Config(stage2_weight2=0.0, stage2_beta=0.3, alpha=0.0))[2]
+    assert (single.weights, single.betas) == ((1.0, 0.0), (0.3, 0.0))
 
 
 def test_three_attempts_have_a_stage_each_with_a_reference_of_its_own():

@@ -11,10 +11,13 @@ from pretrained import SHORT, even_length, logits, train_here
 import engine.run
 import train
 from engine.checkpoints import load
+from engine.folder import open_run
 from engine.hf import load_pretrained
 from engine.memory import empty_gpt
 from engine.optim import Learner, master_weights
-from train import policy_loss
+from engine.run import Run
+from model import Block
+from train import Config, policy_loss, stages
 
 pytestmark = pytest.mark.slow
 
@@ -51,14 +54,27 @@ def test_the_gradients_of_micro_batches_add_up_in_float32(small_gpt):
     assert torch.equal(masters[name].grad, torch.full_like(masters[name], 512.0)) and weight.grad is None
 
 
-def test_recomputing_blocks_leaves_the_gradient_alone(small_gpt):
-    ids, gradients = torch.randint(0, 90, (2, 20)), []
-    for recompute in (False, True):
+def test_recomputing_blocks_leaves_the_gradient_alone(small_gpt, monkeypatch):
+    """Each block runs forward twice, and the gradient is the same."""
+    ids, gradients, passes, real = torch.randint(0, 90, (2, 20)), [], [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda *args: passes.append(1) or real(*args))
+    for recompute, times in ((False, 1), (True, 2)):
         model = small_gpt()
         model.recompute = recompute
+        passes.clear()
         model(ids).logsumexp(-1).sum().backward()
+        assert len(passes) == times * model.config.n_layer
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_run_recomputes_its_blocks_if_it_is_told_to(tmp_path):
+    for recompute in (False, True):
+        c = Config(
+            n_layer=1, dim=32, report=False, recompute=recompute, out=str(tmp_path), name=str(recompute)
+        )
+        with open_run(c, "", stages) as (c, state):
+            assert Run(c, state, stages(c)).policy.recompute == recompute
 
 
 def test_a_model_without_numbers_has_the_same_weights_and_draws_none(small_gpt, monkeypatch):

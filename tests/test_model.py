@@ -91,3 +91,9 @@ def test_too_long_and_bad_configs_are_named(small_gpt):
         model(torch.zeros(1, 129, dtype=torch.long))
     with pytest.raises(ValueError, match="n_kv_head"):
         GPTConfig(vocab_size=9, n_head=4, n_kv_head=3)
+
+
+def test_a_new_model_begins_with_blocks_that_do_nothing():
+    model = GPT(GPTConfig(50, n_layer=2, n_head=2, n_kv_head=2, dim=16, head_dim=8, ffn_dim=24, max_len=16))
+    ids = torch.randint(0, 50, (2, 10))
+    assert torch.equal(model.hidden(ids), model.norm(model.embed(ids)))

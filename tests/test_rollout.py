@@ -245,6 +245,18 @@ def test_samples_follow_the_distribution():
     assert (greedy == 0).all()
 
 
+def test_rare_tokens_of_a_large_vocabulary_are_sampled():
+    """A cumulative sum in float32 would stand still behind the first token."""
+    V = 200_000
+    logits = torch.full((1, V), -20.0)
+    logits[0, 0] = 0.0
+    cumulative = logits.softmax(-1).double().cumsum(-1)[0]
+    for token in (1, V // 2, V - 1):
+        middle = (cumulative[token - 1] + cumulative[token]) / 2
+        uniform = 1 - middle / cumulative[-1]
+        assert sample_token(logits, 1.0, uniform[None])[0].item() == token
+
+
 def test_sampling_uses_its_generator_alone(small_gpt, tokenizer):
     model = small_gpt()
     torch.manual_seed(5)
@@ -315,5 +327,5 @@ def test_parts_join_in_order(small_gpt, tokenizer):
     assert torch.equal(both.ended, torch.cat([part.ended for part in parts]))
 
 
-def test_the_correction_request_is_the_same_after_right_and_wrong(tokenizer):
+def test_the_correction_request_is_one_token(tokenizer):
     assert tokenizer.encode("check") == [tokenizer.encoding.encode_single_token("check")]

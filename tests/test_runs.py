@@ -22,6 +22,7 @@ from engine import checkpoints
 from engine.checkpoints import checkpoint_of, load, save
 from engine.cli import run_script
 from engine.folder import begin, locked, open_run
+from engine.run import Run
 from rollout import sample_dialogues
 from train import Config, stages
 
@@ -73,16 +74,50 @@ def test_a_folder_with_anything_of_a_run_is_not_overwritten(tmp_path, file):
     assert [path.name for path in folder.iterdir()] == [file] and (folder / file).read_text() == "precious"
 
 
+def test_a_run_is_not_overwritten_by_one_that_starts_from_it(tmp_path):
+    (tmp_path / "default").mkdir()
+    (tmp_path / "default" / "base.pt").write_text("precious")
+    config = Config(out=str(tmp_path), init=str(tmp_path / "default" / "base.pt"), overwrite=True)
+    with pytest.raises(ValueError, match="--overwrite would delete .*base.pt"), open_run(config, "", stages):
+        pass
+    assert (tmp_path / "default" / "base.pt").read_text() == "precious"
+
+
+def test_relative_paths_hold_in_any_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("base.pt").touch()
+    with open_run(Config(out="out", init="base.pt"), "", stages) as (c, _):
+        assert c.init == str(tmp_path / "base.pt")
+
+
 def test_overwriting_deletes_the_runs_files_and_no_others(tmp_path):
     folder = tmp_path / "default"
     folder.mkdir()
-    for name in ("stage2.pt", "metrics.jsonl", "report.md", "kl.png", "notes.txt", "data.csv"):
+    for name in (
+        "stage2.pt",
+        "stage1-50.pt",
+        "metrics.jsonl",
+        "report.md",
+        "kl.png",
+        "notes.txt",
+        "data.csv",
+    ):
         (folder / name).write_text("old")
     with open_run(Config(out=str(tmp_path), overwrite=True), "", stages) as (c, _):
         assert (folder / "stage2.pt").exists()  # nothing is deleted before the run's parts are made
         begin(c, folder)
         kept = {path.name for path in folder.iterdir()}
     assert kept == {"notes.txt", "data.csv", "config.json", "lock"}
+
+
+def test_a_resumed_run_counts_its_time_on(tmp_path):
+    c, last = Config(n_layer=1, dim=32, report=False, out=str(tmp_path)), tmp_path / "default" / "last.pt"
+    with open_run(c, "", stages) as (c, state):
+        Run(c, state, stages(c))
+    save(last, load(last) | {"seconds": 1000.0})
+    with open_run(c, str(last.parent), stages) as (c, state):
+        started = Run(c, state, stages(c)).started
+        assert 1000 <= time.time() - started < 1100
 
 
 def test_weights_that_are_not_finite_are_neither_written_nor_read(small_gpt, tmp_path):

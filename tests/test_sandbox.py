@@ -479,7 +479,7 @@ def test_no_program_runs_with_fewer_layers_than_at_first(tmp_path):
     module.FOUND[module.LAYERS] = []  # as if the check had found all layers
     verdict, note = module.judge(squares(RIGHT), 3, [])
     assert verdict == "unjudged" and "now refuses namespaces" in note
-    with pytest.raises(RuntimeError, match="now refuses namespaces"):
+    with pytest.raises(OSError, match="now refuses namespaces"):
         module.run_tests([squares(RIGHT)])
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import train
 from data import held_out_problems, load_task, train_problems
 from data.demonstrations import read_traces
 from engine import sampling
-from engine.build import make_environment, make_tokenizer
+from engine.build import make_environment, make_tokenizer, pick_device
 from engine.checkpoints import load, save
 from engine.presets import PRESETS
 from engine.settings import parse_args
@@ -202,7 +203,7 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     for name, option in [
         ("offline", ["--offline_share=0.5"]),
         ("all_offline", ["--offline_share=1"]),
-        ("woven", ["--interleave=2"]),
+        ("woven", ["--interleave=5"]),
         ("rloo", ["--baseline=rloo", "--samples_per_problem=4"]),
         ("gamma", ["--gamma=0.5"]),
         ("single", ["--stage2_weight2=0", "--alpha=0"]),
@@ -346,7 +347,7 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_last_state(tmp_path, monke
         return real(*args) * (float("nan") if len(calls) > 8 else 1)  # two micro-batches a step: in step 5
 
     monkeypatch.setattr(train, "supervised_loss", explode)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 5 of base: lower.*last\.pt"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan .* at step 5 of base: start anew"):
         run_here(tmp_path, monkeypatch, "nan")
     state = load(tmp_path / "nan" / "last.pt")
     assert state["step"] == 4 and all(t.isfinite().all() for t in state["model"].values())
@@ -420,6 +421,35 @@ def test_bad_settings_name_their_mend(words, mend, capsys):
     with pytest.raises(ValueError) as error:
         parse_args(words, Config, "")
     assert mend in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_report_is_made_on_the_runs_device_and_its_failure_is_the_runs(code, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(train, "train", lambda c, state: None)
+    monkeypatch.setattr(train, "run_alone", lambda *command: called.append(command) or code)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--out={tmp_path}", "--device=cpu"])
+    assert train.main() == code
+    ((path, *words),) = called
+    assert path.name == "eval.py" and words == [tmp_path / "default", "--device=cpu"]
+
+
+def test_the_device_is_a_gpu_if_there_is_one(monkeypatch):
+    assert pick_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: SimpleNamespace(item=int, device=device))
+    assert pick_device("auto") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == "cpu"
+
+
+def test_the_papers_presets_have_the_papers_values():
+    """Table 5 of the paper, as engine/README.md has it."""
+    math, mbpp = PRESETS["math"][1], PRESETS["mbpp"][1]
+    for preset, lr, batch, beta2, steps in ((math, 5e-6, 512, 0.1, 3000), (mbpp, 1e-5, 128, 0.25, 1500)):
+        assert (preset["lr"], preset["stage2_lr"], preset["batch"], preset["beta2"]) == (lr, lr, batch, beta2)
+        assert preset["stage1_steps"] + preset["stage2_steps"] == steps
+        assert (preset["alpha"], preset["beta1"], preset["temperature"]) == (10.0, 0.01, 1.0)
 
 
 def test_bad_places_are_one_line_errors(tmp_path):

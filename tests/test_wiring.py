@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
 from data import Environment, Problem, load_task, train_problems
+from data.demonstrations import demonstration
 from engine import build, optim, supervised
 from engine.checkpoints import checkpoint_of, load, save
 from engine.folder import open_run
@@ -177,6 +180,7 @@ def test_each_update_has_the_whole_batchs_gradient_clipped_once(kind, request):
 def test_what_is_logged_is_of_the_whole_batch(whole):
     for u in whole[1]:
         assert u.logged_loss == u.logged["loss"] == pytest.approx(u.loss, abs=1e-4)
+        assert u.logged["grad_norm"] == u.norm
         if u.stage != "base":
             for name in ("kl_t1", "kl_t2", "entropy"):
                 assert u.logged[name] == pytest.approx(u.parts[name], abs=1e-4)
@@ -196,11 +200,6 @@ def test_optimizers_get_the_rates_of_their_stage(whole):
     for u in whole[1]:
         rate = rates[u.stage] * factors[u.step]
         assert u.rates == {"Muon": [pytest.approx(rate)], "AdamW": [pytest.approx(c.adam_share * rate)]}
-
-
-def test_a_stage_decays_over_its_second_half():
-    rates = [train.learning_rate(Stage("any", 100, 0.5), step) for step in (0, 9, 49, 75)]
-    assert rates == pytest.approx([0.05, 0.5, 0.5, 0.25])
 
 
 def test_each_stage_goes_on_from_the_last_one_with_fresh_optimizers(whole):
@@ -461,7 +460,8 @@ def test_advantages_of_a_batch_by_hand(stage, baseline, small_gpt, tokenizer, mo
     c = Config(batch=12, max_new=3, samples_per_problem=3, baseline=baseline, gamma=0.5, alpha=10.0)
     right = [(i % 2 == 0, i % 3 == 0) for i in range(12)]
     monkeypatch.setattr(train, "correctness", lambda *args: (torch.tensor(right), {}))
-    batch, metrics, _ = roll(c, stage, (1, 0), environment(tokenizer), small_gpt())
+    env = environment(tokenizer)
+    batch, metrics, example = roll(c, stage, (1, 0), env, small_gpt())
     bonus = 0.0 if stage is STAGE_1 else 10.0
     returns = []
     for first, second in right:
@@ -476,6 +476,12 @@ def test_advantages_of_a_batch_by_hand(stage, baseline, small_gpt, tokenizer, mo
         expected = returns[i][k] - sum(returns[j][k] for j in others) / len(others)
         assert batch["advantages"][i, k].item() == pytest.approx(expected, abs=1e-4)
     assert metrics["acc_t1"] == pytest.approx(0.5) and metrics["acc_t2"] == pytest.approx(1 / 3)
+    rewards = [stage.weights[0] * first + second + bonus * (second - first) for first, second in right]
+    assert metrics["reward"] == pytest.approx(sum(rewards) / 12) and not metrics["no_signal"]
+    problem, texts, marks = example  # those of the last row
+    assert problem == env.problem(problem_number(c, (1, 0), 11)) and marks == list(right[11])
+    spoken = batch["ids"][11][batch["masks"][11].any(0)].tolist()
+    assert tokenizer.decode([i for i in spoken if i != tokenizer.end_id]) == "".join(texts)
 
 
 def test_the_bonus_is_not_multiplied_by_the_turns_weight():
@@ -541,6 +547,32 @@ def test_copy_and_right_are_the_shares_that_they_say(small_gpt, tokenizer):
     assert all(env.task.is_correct(p, second) for p, _, second in attempts(copy=0.0, right=1.0))
 
 
+def test_some_demonstrations_have_more_turns_and_as_many_attempts(small_gpt, tokenizer):
+    """One batch of sixteen has five turns, another ten. Longer dialogues are fewer."""
+    assert Counter(map(supervised.demonstration_turns, range(16))) == {2: 14, 5: 1, 10: 1}
+    c, env = Config(base_batch=20, own_from=1.0), environment(tokenizer)
+    for step, turns, rows in ((0, 2, 20), (7, 5, 8), (15, 10, 4)):
+        dialogues = taught_dialogues(c, step, env, small_gpt())
+        assert len(dialogues) == rows and all(said.count("<|user|>") == turns for said, _ in dialogues)
+
+
+def test_mistakes_of_the_base_are_of_the_kinds_that_are_documented(tokenizer):
+    """Wrong first attempts are half near misses and half unrelated, wrong second ones near misses."""
+    task, problem, kinds = load_task("division"), Problem("8742/6", "1457"), ([], [])
+
+    def attempt(problem, kind, rng):
+        kinds[len(seen)].append(kind)
+        seen.append(kind)
+        return task.attempt(problem, kind, rng)
+
+    spy = SimpleNamespace(**{**vars(task), "attempt": attempt})
+    for seed in range(300):
+        seen = []
+        demonstration(spy, tokenizer, problem, Random(seed), 2, 0.0, 0.0, 0.0)
+    assert Counter(kinds[0]).keys() == {"near", "far"} and abs(kinds[0].count("near") - 150) < 50
+    assert Counter(kinds[1]) == {"near": 300}
+
+
 def test_every_step_of_the_base_has_other_problems_and_other_mistakes(small_gpt, tokenizer):
     c, model = Config(base_batch=12), small_gpt()
     env, fixed = environment(tokenizer), environment(tokenizer, lambda *_: Problem("8742/6", "1457"))
@@ -553,7 +585,8 @@ def test_every_step_of_the_base_has_other_problems_and_other_mistakes(small_gpt,
 def test_the_base_meets_its_own_attempts_in_its_last_part(small_gpt, tokenizer, monkeypatch):
     """From `own_from` on some of its first attempts are sampled, and their working is made true."""
 
-    def sample(model, env, prompts, *_):
+    def sample(model, env, prompts, requests, c, temperature, generator):
+        assert requests == [] and temperature == c.temperature
         return SimpleNamespace(texts=[["1111*"]] * len(prompts))
 
     monkeypatch.setattr(supervised, "sample_many", sample)
