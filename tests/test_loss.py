@@ -190,9 +190,9 @@ def test_leave_one_out_by_hand():
     by_outcome = advantages(rewards, correct, torch.arange(5), "by_outcome")
     expected = torch.tensor([[0.75, 1], [0.75, -1], [-0.5, 1], [-0.5, -0.5], [-0.5, -0.5]])
     assert torch.allclose(by_outcome, expected, atol=1e-6)
-    three = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 0]], dtype=torch.bool)
+    three = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
     third = advantages(three.float(), three, torch.arange(4), "by_outcome")[:, 2]
-    assert torch.allclose(third, torch.tensor([1.0, -1, 1, -1]))  # rows with the same attempt 2 are compared
+    assert torch.allclose(third, torch.tensor([1.0, -1, 0, 0]))  # rows with the same attempt 2 are compared
     by_problem = advantages(rewards, correct, torch.tensor([0, 0, 1, 1, 2]), "rloo")
     expected = torch.tensor([[0.0, 1], [0, -1], [0, 1], [0, -1], [0, 0]])
     assert torch.allclose(by_problem, expected, atol=1e-6)
