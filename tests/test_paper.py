@@ -171,7 +171,7 @@ def test_every_method_makes_its_updates_on_training_problems(whole_grid):
     other |= {"star": 6, "star+": 6, "star_two": 3}  # 7 is not divisible by 3 or 2
     for name in paper.grid("test"):
         rows = [row for path in (seed / name).rglob("metrics.jsonl") for row in json_lines(path)]
-        assert len(rows) == other.get(name, 28 if name.endswith("*4") else 7), name
+        assert len(rows) == other.get(name, 28 if name.endswith("_x4") else 7), name
     for traces in seed.rglob("round*.jsonl"):
         prompts = [row["prompt"] for row in json_lines(traces)]
         assert prompts and not any(is_held_out(prompt, 0) for prompt in prompts), traces
