@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.reading import checked, reading
+from engine.interrupt import ctrl_c_waits
 from engine.options import require
 from engine.processes import gather, rank, ranks
 from engine.sharding import unshard_content
@@ -37,13 +38,8 @@ def save(path: Path, content: dict) -> None:
     """
     draft, content = path.with_suffix(".tmp"), unshard_content(finite(content))
     if rank() == 0:
-        with open(draft, "wb") as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:  # torch closes a file that Ctrl-C left half written, and fails
-                if isinstance(error.__context__, KeyboardInterrupt):
-                    raise error.__context__ from None
-                raise
+        with open(draft, "wb") as file, ctrl_c_waits():  # torch may abort if it can't end its file
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

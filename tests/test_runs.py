@@ -179,16 +179,16 @@ def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(tmp_path, monkeypatch, n
         def write(self, data):
             self.written += 1
             if self.written == number:
-                super().write(data[:10])
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
             return super().write(data)
 
-    path = tmp_path / "last.pt"
+    path, handler = tmp_path / "last.pt", signal.getsignal(signal.SIGINT)
     save(path, {"model": {}, "step": 1})
     monkeypatch.setattr(checkpoints, "open", Interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
         save(path, {"model": {"w": torch.zeros(1000)}, "step": 2})
-    assert torch.load(path)["step"] == 1
+    assert torch.load(path)["step"] == 1 and signal.getsignal(signal.SIGINT) == handler
+    assert torch.load(path.with_suffix(".tmp"))["step"] == 2  # the write was not broken off
 
 
 @pytest.mark.slow
