@@ -8,7 +8,7 @@ from collections.abc import Callable
 from engine.options import UsageError
 from engine.processes import leave, lost_a_rank, rank, start_ranks
 
-# What torch's errors say then. "An illegal memory access" is a fault of ours.
+# What torch says when memory can't be had. "An illegal memory access" is a fault of ours.
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "enough memory", "alloc_failed", "storage size")
 
 

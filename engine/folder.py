@@ -96,7 +96,7 @@ def check_is_free(c: Settings, folder: Path) -> None:
     """ValueError if the folder holds a run that may not be overwritten, or that the new run starts from."""
     files = [path.resolve() for path in files_of_run(folder)]
     holds_a_run = any(path.suffix in (".pt", ".jsonl") for path in files)
-    resume = f"--resume={folder} goes on with it, " if (folder / "last.pt").exists() else ""
+    resume = f'--resume="{folder}" goes on with it, ' if (folder / "last.pt").exists() else ""
     mend = f"{resume}--name=... starts another beside it, --overwrite=true deletes it"
     require(c.overwrite or not holds_a_run, f"{folder} holds a run: {mend}")
     require(Path(c.init) not in files, f"--overwrite would delete {c.init}: choose another --name")

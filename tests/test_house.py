@@ -103,17 +103,14 @@ def test_every_planted_fault_still_fits_its_file():
 def test_the_readmes_results_are_those_of_the_runs():
     """Each row of the table, from experiments/results/paper.json."""
     rows = json.loads((ROOT / "experiments" / "results" / "paper.json").read_text(encoding="utf-8"))
-    results, readme = Results(rows, {}), (ROOT / "README.md").read_text(encoding="utf-8")
+    results, readme = Results(rows, {}), (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "")
     labels = {"base": "base", "pair+": "Pair-SFT D+", "both": "plain RL on both turns"}
-    labels |= {"stage1": "after Stage I", "score": "**SCoRe**"}
+    labels |= {"stage1": "after Stage I", "score": "SCoRe"}
     for method, label in labels.items():
         assert len(results.of[method]) == 5
         cells = cells_of(results, method, ("acc_t1", "acc_t2", "delta", "fix_rate"))
         cells.append(cell(results.values(method, "swap", "wrong_first", "wrong")))
-        row = next(line for line in readme.splitlines() if line.startswith(f"| {label} |"))
-        assert row.replace("**", "").replace(" 0.0 ± 0.0 |", " +0.0 ± 0.0 |") == (
-            f"| {label.replace('**', '')} | {' | '.join(cells)} |"
-        )
+        assert f"\n| {label} | {' | '.join(cells)} |\n" in readme, label
 
 
 def test_links_of_the_documents_lead_somewhere():
