@@ -24,7 +24,7 @@ def export(model: GPT, c, folder: str) -> str:
     if (Path(folder) / "config.json").exists():
         raise ValueError(f"{folder} holds a model: choose another folder for --export")
     save_pretrained(merge_lora(model) if c.lora else model, folder)
-    source = Path(c.tokenizer or c.init or folder)  # a toy has no files
-    files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    source = c.tokenizer or c.init  # "" for a toy, which has no files
+    files = [Path(source, name) for name in TOKENIZER_FILES if source and Path(source, name).is_file()]
     copied = [shutil.copy(file, folder) for file in files]
     return f"{folder} has the model{'' if copied else ', without a tokenizer'}"

@@ -104,9 +104,12 @@ def test_an_export_is_the_merged_policy_with_its_tokenizer(run, qwen, tmp_path, 
 
 def test_the_export_of_a_toy_takes_no_file_of_the_working_folder(small_gpt, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("tokenizer.json").write_text("{}", encoding="utf-8")
+    Path("hf").mkdir()
+    for stray in ("tokenizer.json", "hf/vocab.json"):
+        Path(stray).write_text("{}", encoding="utf-8")
     assert export(small_gpt(), Config(), "hf") == "hf has the model, without a tokenizer"
-    assert sorted(path.name for path in Path("hf").iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in Path("hf").iterdir())
+    assert names == ["config.json", "model.safetensors", "vocab.json"]
 
 
 @pytest.mark.parametrize("lora", [2, 0])
