@@ -58,8 +58,8 @@ class KVCache:
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # [B]
         self.longest = 0  # a bound of `lengths` that the host knows, so that no step waits for the device
 
-    def advance(self, counts: Tensor, longest: int) -> None:
-        """Row b keeps the first `counts[b]` of the tokens just written; then no row exceeds `longest`."""
+    def advance(self, counts: Tensor | int, longest: int) -> None:
+        """Row b keeps the first `counts[b]` of the tokens just written. Then no row exceeds `longest`."""
         self.lengths = self.lengths + counts
         self.longest = longest
 

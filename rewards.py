@@ -50,11 +50,11 @@ def turn_rewards(correct: Tensor, weights: tuple[float, ...], alpha: float) -> T
 
 
 def turn_returns(rewards: Tensor, gamma: float) -> Tensor:
-    """What each turn is credited with [B, K]: its own reward plus gamma times the next turn's return.
+    """Each turn's return [B, K]: its own reward plus gamma times the next turn's return.
 
     The paper uses gamma = 0. With two turns and weights of 1, turn 1's return is (1 - gamma * alpha) * r1 +
-    gamma * (1 + alpha) * r2. So if gamma * alpha > 1, turn 1 gains by being wrong where turn 2 comes out
-    the same.
+    gamma * (1 + alpha) * r2. If gamma * alpha > 1, the factor of r1 is negative: with the same second
+    attempt, a wrong first one has the higher return.
     """
     returns = rewards.clone()
     for turn in reversed(range(rewards.shape[1] - 1)):

@@ -22,7 +22,7 @@ class Rollout:
     ids: Tensor  # [B, T] padded on the right; the padding means nothing
     lengths: Tensor  # [B] tokens of each row without the padding
     masks: Tensor  # [B, K, T] bool: the tokens sampled in each turn, with its end-of-turn token
-    log_probs: Tensor  # [B, T] the sampler's log-prob of each sampled token, else 0; the loss has its own
+    log_probs: Tensor  # [B, T] the sampler's log-prob of each sampled token, else 0; for tests
     ended: Tensor  # [B, K] bool: the turn came to its end-of-turn token before the length limit
     texts: list[list[str]] = field(repr=False)  # [B][K] the text of each turn, without its end-of-turn token
 
@@ -66,17 +66,17 @@ def sample_dialogues(
         cache.advance(counts, cache.longest + new_ids.shape[1])
         starts[:, turn] = cache.lengths
         # `sample_turn` below says plainly what the fast one does. A test holds the two equal.
-        tokens, scores = fast_sample_turn(
+        tokens, token_log_probs = fast_sample_turn(
             model, cache, hidden, end, temperature, uniform[:, turn], sample_token
         )  # [B, max_new] each
         is_end = tokens == end
         ended[:, turn] = is_end.any(1)
         counts = torch.where(ended[:, turn], is_end.int().argmax(1) + 1, max_new)  # [B] tokens of this turn
         is_sampled, columns = steps < counts[:, None], starts[:, turn, None] + steps  # [B, max_new]
-        if not torch.where(is_sampled, scores, 0.0).isfinite().all():
+        if not torch.where(is_sampled, token_log_probs, 0.0).isfinite().all():
             raise FloatingPointError("the model's logits are not finite: lower the learning rate")
         ids[rows, columns] = torch.where(is_sampled, tokens, end)
-        log_probs[rows, columns] = torch.where(is_sampled, scores, 0.0)
+        log_probs[rows, columns] = torch.where(is_sampled, token_log_probs, 0.0)
         stops[:, turn] = starts[:, turn] + counts
         cache.lengths = stops[:, turn] - 1  # the model has not seen the last token: it opens the next prompt
         cache.longest = int(cache.lengths.max())

@@ -12,7 +12,8 @@ Read it in this order. `rollout_batch` samples dialogues and turns their rewards
 
 Where this differs from the paper:
 - The baseline of turn 2 compares only dialogues whose first attempt had the same outcome: see `advantages`.
-- Stage II has a KL weight of its own, because the bonus makes rewards 11-fold. Muon learns beside Adam.
+- Stage II has a KL weight of its own, because the bonus makes turn 2's advantages 11-fold. Muon learns beside
+  Adam.
 - We take the last checkpoint of each stage. The paper takes the one with the highest training reward.
 Where the paper says nothing:
 - The KL is that of each turn, given its prompt. Its gradient is exact: see `policy_loss`.
@@ -24,13 +25,14 @@ import engine.interrupt  # noqa: F401, I001 (before the slow imports)
 
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from data import Environment
+from data.reading import checked
 from engine import build
 from engine.cli import run_alone, run_script
 from engine.folder import open_run
@@ -41,7 +43,7 @@ from engine.options import option, require
 from engine.processes import add_up, gather_rows, my_rows, rank
 from engine.run import Run
 from engine.sampling import training_rollouts
-from engine.settings import STEPS, Settings, config_from, parse_args
+from engine.settings import STEPS, Settings, parse_args
 from engine.supervised import supervised_batch, supervised_loss
 from model import GPT
 from rewards import correctness, turn_returns, turn_rewards
@@ -61,16 +63,10 @@ class Config(Settings):
     lr: float = option(0.005, "learning rate in Stage I", 0, 10)
     stage2_lr: float = option(0.003, "learning rate in Stage II", 0, 10)
     max_grad_norm: float = option(1.0, "gradient clipping", 1e-6)
-    max_new: int = option(
-        24, "longest attempt in tokens; a longer one is cut off and counts as wrong", 1, 10**5
-    )
-    temperature: float = option(
-        1.0, "of sampling and of the log-probs that learn; the paper's value", 1e-3, 1e3
-    )
+    max_new: int = option(24, "longest attempt in tokens; a longer one is cut off and is wrong", 1, 10**5)
+    temperature: float = option(1.0, "of sampling and of the loss; the paper's value", 1e-3, 1e3)
     alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value", 0)
-    gamma: float = option(
-        0.0, "a turn's credit for the next one's return in Stage II; the paper's value", 0, 1
-    )
+    gamma: float = option(0.0, "a turn's share of the next one's return in Stage II; the paper's value", 0, 1)
     beta1: float = option(0.01, "KL weight of turn 2 in Stage I: weak", 0)
     beta2: float = option(0.5, "KL weight of turn 1 in Stage I: strong", 0)
     stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold", 0)
@@ -86,12 +82,8 @@ class Config(Settings):
         whole = self.stage1_steps % self.interleave == self.stage2_steps % self.interleave == 0
         require(whole, f"interleave={self.interleave} must divide stage1_steps and stage2_steps")
         require(self.batch % n == 0, f"batch={self.batch} is not a multiple of samples_per_problem={n}")
-        require(
-            self.stage2_weight2 or not self.alpha, "stage2_weight2=0 leaves turn 2 alone: alpha must be 0"
-        )
-        require(
-            self.stage2_weight1 or not self.gamma, "stage2_weight1=0 leaves turn 1 alone: gamma must be 0"
-        )
+        require(self.stage2_weight2 or not self.alpha, "stage2_weight2=0 drops turn 2: alpha must be 0")
+        require(self.stage2_weight1 or not self.gamma, "stage2_weight1=0 drops turn 1: gamma must be 0")
         require(not self.shard or not self.offline_share, "shard needs offline_share=0")
 
 
@@ -112,8 +104,8 @@ class Stage:
 def stages(c: Config) -> list[Stage]:
     """What a run goes through: the base, Stage I (eq. 3), Stage II (eq. 4 with the bonus of eq. 5).
 
-    `makes_base` says whether there is a base to make; with `imitate` its stage comes before the two. Stages
-    of 0 steps are left out. With three turns Stage I has two parts (ICLR version, A.1): `stage1` rewards turn
+    The base stage is there if `makes_base(c)`. With `imitate` the stage of that name follows. Stages of 0
+    steps are left out. With three turns Stage I has two parts (ICLR version, A.1): `stage1` rewards turn
     2 and holds turn 1 to the base, `stage1b` rewards turn 3 and holds turns 1 and 2 to the model after
     `stage1`; and so on with more turns. A turn of weight 0 in Stage II has no KL either. `interleave` repeats
     the stages, each with its share of the steps.
@@ -161,7 +153,7 @@ def problem_number(c: Config, key: tuple[int, int], row: int) -> int:
     """The number of a row's problem. Every step has its own. The base's demonstrations come before 10**9."""
     stage_index, step = key
     problems_a_step = c.batch // c.samples_per_problem
-    return 10**9 + (stage_index * 10**6 + step) * problems_a_step + row // c.samples_per_problem
+    return 10**9 + (stage_index * STEPS + step) * problems_a_step + row // c.samples_per_problem
 
 
 def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: str) -> Tensor:
@@ -217,8 +209,7 @@ def policy_loss(
 
 
 def token_credit(advantages: Tensor, kl: Tensor, masks: Tensor, betas: tuple[float, ...]) -> Tensor:
-    """What the log-prob of each token is weighted with [B, T]: its turn's advantage - beta * (KL still to
-    come).
+    """The weight of each token's log-prob, [B, T]: its turn's advantage - beta * (KL still to come).
 
     `advantages` [B, K], `kl` [B, T] the KL at each token, without gradient, `masks` [B, K, T] bool, `betas` K
     numbers. A token decides which contexts come after it. So it is charged, at its turn's beta, for the KL of
@@ -278,7 +269,7 @@ def train(c: Config, state: dict) -> None:
     for index, stage in run.stages_left():
         reference = run.start_stage(index, stage)
         for step in run.steps_left(stage):
-            key, metrics, example, sums = (index, step), {}, None, Counter()
+            key, metrics, example = (index, step), {}, None
 
             # 1. A batch of dialogues: sampled and scored, or in a supervised stage given.
             if stage.weights is not None:
@@ -289,13 +280,14 @@ def train(c: Config, state: dict) -> None:
                 batch, tokens = supervised_batch(c, stage.name, step, env, policy, run.traces)
 
             # 2. The gradient. Micro-batches bound the memory; their gradients add up to the whole batch's.
+            sums = Counter()
             for micro in micro_batches(batch, c.micro_batch, c.shard):
                 if stage.weights is not None:
                     loss, parts = policy_loss(policy, reference, micro, stage.betas, c.temperature, c.batch)
                 else:
                     loss, parts = supervised_loss(policy, micro, tokens), {}
                 loss.backward()
-                sums.update({"loss": loss.item(), **parts})  # a Counter adds
+                sums.update({"loss": loss.item(), **parts})  # adds up
 
             # 3. The update: sum the gradients over the processes, clip, step.
             metrics |= add_up(sums)
@@ -311,7 +303,7 @@ def load_model(path: str | Path, device) -> tuple[GPT, Config]:
     if Path(path).is_dir():
         return load_pretrained(path, device), Config(init=str(path), max_new=512, sample_batch=32)
     model, settings = build.load_model(path, device)
-    return model, config_from(Config, asdict(Config()) | settings, path)  # a setting added since: its default
+    return model, checked(Config, settings, path)  # a setting that was added since has its default
 
 
 def main() -> int:

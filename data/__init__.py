@@ -71,22 +71,12 @@ def load_task(name: str):
     return importlib.import_module(f"data.{name}")
 
 
-def correction_request(task) -> str:
-    """The second prompt, the same whether the first attempt was right or wrong."""
-    return getattr(task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
-
-
-def feedback_request(task) -> str:
-    """What asks the model to judge its own attempt (Self-Refine)."""
-    return getattr(task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)
-
-
 class Environment(NamedTuple):
     """What the policy talks to: a task, its texts as ids, and its training problems by number."""
 
     task: object  # a module, see above
     tokenizer: Tokenizer
-    problem: Callable[[int], Problem] | None = None  # training problem number i; evaluation needs none
+    problem: Callable[..., Problem] | None = None  # see `train_problems`; evaluation needs none
 
     def prompts(self, problems: list[Problem]) -> list[list[int]]:
         """The ids x1 of each problem's first turn."""
@@ -97,12 +87,14 @@ class Environment(NamedTuple):
         """The ids x2 that ask for a second attempt. They are the same for every problem and every first
         attempt.
         """
-        return self.tokenizer.user_turn(correction_request(self.task), first=False)
+        request = getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
+        return self.tokenizer.user_turn(request, first=False)
 
     @property
     def feedback_request(self) -> list[int]:
         """The ids that ask the model to judge its own attempt (Self-Refine)."""
-        return self.tokenizer.user_turn(feedback_request(self.task), first=False)
+        request = getattr(self.task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)
+        return self.tokenizer.user_turn(request, first=False)
 
 
 def seeded(*key) -> int:
@@ -133,7 +125,7 @@ def is_in_file(task, test_data: str) -> Callable[[str], bool]:
 
 def train_problems(
     task, size: int, seed: int, train_data: str = "", test_data: str = ""
-) -> Callable[[int], Problem]:
+) -> Callable[..., Problem]:
     """A function that gives training problem number i. It depends on (seed, i) alone, so resuming needs no
     saved position. For a task that draws its problems it takes another size, too: problem(i, size).
 
@@ -180,7 +172,8 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
         since_new += 1
         if is_held_out(problem.prompt, seed) and problem.prompt not in found:
             found[problem.prompt], since_new = problem, 0
-        if since_new > 1000 + 20 * HELD_OUT_ONE_IN * len(found):  # all there are have been found
+        # All there are have been found: a last missing one turns up in a twentieth of these draws on average.
+        if since_new > 1000 + 20 * HELD_OUT_ONE_IN * len(found):
             raise ValueError(
                 f"size={size} has only {len(found)} held-out problems, not {n}: "
                 "lower --eval_n (--n of eval.py) or raise --size"

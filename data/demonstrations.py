@@ -22,15 +22,7 @@ answer. At times it mends it, at times it spoils it, whatever its first attempt 
 
 from random import Random
 
-from data import (
-    Environment,
-    Problem,
-    correction_request,
-    feedback_request,
-    is_held_out,
-    is_in_file,
-    read_rows,
-)
+from data import Environment, Problem, is_held_out, is_in_file, read_rows
 from data.reading import reading
 from data.tokenizer import Tokenizer
 
@@ -38,8 +30,7 @@ MADE_UP_MISTAKES = ("near", "far")
 
 
 def demonstration(
-    task,
-    tokenizer: Tokenizer,
+    env: Environment,
     problem: Problem,
     rng: Random,
     turns: int,
@@ -55,7 +46,7 @@ def demonstration(
     given, it takes their place, right or wrong. `copy` and `right` are the shares of later turns that repeat
     the attempt before and that are right; the rest miss nearly.
     """
-    ids, taught = [], []
+    task, tokenizer, ids, taught = env.task, env.tokenizer, [], []
 
     def add(tokens: list[int], teach: bool):
         ids.extend(tokens)
@@ -68,13 +59,13 @@ def demonstration(
     feedback = turns > 2 and rng.random() < 0.5
     for turn in range(turns):
         if feedback and turn % 2:
-            add(tokenizer.user_turn(feedback_request(task), first=False), teach=False)
+            add(env.feedback_request, teach=False)
             verdict = "right" if task.is_correct(problem, attempt.text) else "wrong"
             add([*tokenizer.encode(verdict), tokenizer.end_id], teach=True)
             continue
         if turn > 0 and (u := rng.random()) >= copy:
             attempt = task.attempt(problem, "right" if u < copy + right else "near", rng)
-        add(tokenizer.user_turn(correction_request(task) if turn else problem.prompt, turn == 0), teach=False)
+        add(env.correction_request if turn else tokenizer.user_turn(problem.prompt), teach=False)
         add(tokenizer.encode(attempt.answer), teach=turn > 0 or kind == "right")
         add([*tokenizer.encode(attempt.working), tokenizer.end_id], teach=True)
     return ids, taught

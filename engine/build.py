@@ -16,7 +16,7 @@ from data import (
     train_problems,
     wrong_attempts,
 )
-from data.reading import reading
+from data.reading import checked, reading
 from data.tokenizer import Tokenizer, build_tokenizer
 from engine.checkpoints import gpt_config, load
 from engine.hf import load_pretrained
@@ -24,7 +24,7 @@ from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora
 from engine.memory import empty_gpt
 from engine.options import require
-from engine.settings import EvalOptions, Settings, config_from
+from engine.settings import EvalOptions, Settings
 from model import GPT, GPTConfig
 
 GONE = "{} is gone: this run reads its weights and tokenizer there, so put it back"
@@ -104,7 +104,7 @@ def make_model(c: Settings, vocab_size: int, device: torch.device) -> GPT:
             dim=c.dim,
             head_dim=c.dim // c.n_head,
             ffn_dim=3 * c.dim,
-            max_len=max(256, 10 * (c.max_new + 8)),  # room for ten turns
+            max_len=max(256, 10 * (c.max_new + 8)),  # ten turns; 8: a prompt and its markup
         )
         model = GPT(config).to(device)
     elif Path(c.init).is_dir():
@@ -129,7 +129,7 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
     content = load(path)
     gpt, weights, settings = gpt_config(content["gpt"], path), content["model"], content["config"]
     names = [field.name for field in dataclasses.fields(Settings)]
-    c = config_from(Settings, {k: v for k, v in settings.items() if k in names}, path)
+    c = checked(Settings, {k: v for k, v in settings.items() if k in names}, path)
     with reading(path, "a checkpoint whose weights fit its sizes"):
         shapes = {name: tensor.shape for name, tensor in empty_gpt(gpt).state_dict().items()}
         if shapes.keys() <= weights.keys():
@@ -181,17 +181,11 @@ def check_lengths(c: Settings, env: Environment, max_len: int) -> None:
 
     Better now than in the middle of a run.
     """
-    if env.problem:
-        problems = [env.problem(i) for i in range(20)]
-        right = (
-            [env.task.attempt(p, "right", Random(0)).text for p in problems]
-            if hasattr(env.task, "attempt")
-            else []
-        )
-        longest = max([len(env.tokenizer.encode(text)) + 1 for text in right], default=0)
-        require(
-            longest <= c.max_new, f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new"
-        )
+    if hasattr(env.task, "attempt"):
+        right = [env.task.attempt(env.problem(i), "right", Random(0)).text for i in range(20)]
+        longest = max(len(env.tokenizer.encode(text)) + 1 for text in right)
+        refusal = f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new"
+        require(longest <= c.max_new, refusal)
     if not c.train_data:
         return
     problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]

@@ -75,7 +75,7 @@ def written(
     precise = torch.float32 if device.type == "mps" else torch.float64  # as in sample_dialogues
     for _ in range(max_new):
         logits = model.head(model.hidden(new, cache)[:, -1])  # [1, V]
-        cache.advance(torch.tensor([new.shape[1]], device=device), cache.longest + new.shape[1])
+        cache.advance(new.shape[1], cache.longest + new.shape[1])
         uniform = torch.rand(1, dtype=precise, device=device, generator=generator)
         token, _ = sample_token(logits, temperature, uniform)  # [1]
         if (i := int(token)) == end:

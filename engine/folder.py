@@ -14,11 +14,11 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from data.reading import reading
+from data.reading import checked, reading
 from engine.checkpoints import load
 from engine.options import require
 from engine.processes import rank
-from engine.settings import Settings, config_from
+from engine.settings import Settings
 
 
 @contextlib.contextmanager
@@ -53,7 +53,11 @@ def stopped_run(folder: Path, Config: type, stages_of) -> tuple[Settings, dict]:
     """The config and the state of the run in a folder, which may have been moved or renamed."""
     path = folder / "last.pt"
     state = load(path)
-    c = config_from(Config, state["config"] | {"out": str(folder.parent), "name": folder.name}, path)
+    settings = state["config"] | {"out": str(folder.parent), "name": folder.name}
+    missing = {field.name for field in dataclasses.fields(Config)} - settings.keys()
+    other = "it is of another version of this project, so train it anew"
+    require(not missing, f"{path} has no setting {min(missing, default='')}: {other}")
+    c = checked(Config, settings, path)
     stages = stages_of(c)
     with reading(path, "the state of a stopped run"):
         index, step, optimizers = state["stage"], state["step"], state["optimizers"]

@@ -18,12 +18,13 @@ from engine.checkpoints import gpt_config
 from engine.memory import empty_gpt
 from model import GPT, GPTConfig
 
+GPT2_BLOCK = dict(norm="layer", position="learned", mlp="gelu", bias=True, qk_norm=False)
+
 
 def gpt2_config(**overrides) -> GPTConfig:
     """GPT-2's block. The sizes are those of the 124 M model unless overridden."""
     sizes = dict(vocab_size=50257, n_layer=12, n_head=12, n_kv_head=12, dim=768, head_dim=64, ffn_dim=3072)
-    block = dict(norm="layer", position="learned", mlp="gelu", bias=True, qk_norm=False, tie_weights=True)
-    return GPTConfig(**{**sizes, "max_len": 1024, **block, **overrides})
+    return GPTConfig(**{**sizes, "max_len": 1024, **GPT2_BLOCK, "tie_weights": True, **overrides})
 
 
 # What our modules are called in a Hugging Face file. Two or three names: ours has their rows one below the
@@ -124,11 +125,7 @@ def config_from(description: dict) -> dict:
         if family == "gpt2":
             dim, heads = d["n_embd"], d["n_head"]
             return dict(
-                norm="layer",
-                position="learned",
-                mlp="gelu",
-                bias=True,
-                qk_norm=False,
+                **GPT2_BLOCK,
                 vocab_size=d["vocab_size"],
                 dim=dim,
                 n_layer=d["n_layer"],

@@ -12,6 +12,10 @@ FAILURES = ("truncated", "unparsable", "timeout", "unjudged")  # no answer to co
 def rollout_metrics(rollout, correct, rewards, advantages, failures: dict, share: float) -> dict:
     """What is logged of a batch of dialogues, as means over the whole batch.
 
+    `acc_t1` to `acc_tK`: the shares of right attempts. `reward`: a dialogue's, summed over its turns.
+    `change_rate`: the share whose first two attempts differ. `length`: tokens an attempt. FAILURES: shares of
+    attempts. `no_signal`: whether all advantages are 0.
+
     `correct`, `rewards` and `advantages` [batch, K] are of the whole batch. `rollout` and `failures` are of
     this process's rows, which are the `share` of the batch.
     """
@@ -45,8 +49,13 @@ def log_step(c, folder: Path, stage, step: int, metrics: dict, seconds: float, p
         print(transcript(*example), flush=True)
 
 
-def warnings(stage, step: int, recent: list[dict]) -> dict[str, str]:
-    """What a person should know of this stage, by name. `recent` are the metrics of its last 20 updates."""
+def warnings_of(stage, step: int, recent: list[dict]) -> dict[str, str]:
+    """What a person should know of this stage, by name. `recent` are the metrics of its last 20 updates.
+
+    "nothing to correct": in the first update fewer than 2 or more than 95 % of the first attempts are right.
+    "no signal": for 20 updates all advantages were 0. "copies": over 20 updates fewer than 2 % of the second
+    attempts differ from the first.
+    """
     found = {}
     if stage.weights is None:
         return found

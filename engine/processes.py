@@ -82,6 +82,10 @@ def add_up(values: dict[str, float]) -> dict[str, float]:
     return {name: sum(part[name] for part in parts) for name in values}
 
 
+def is_sharded(value) -> bool:
+    return hasattr(value, "full_tensor")
+
+
 def sum_gradients(weights: list[Tensor]) -> None:
     """Adds up the ranks' gradients in place. The losses are divided by the whole batch, so the sum is its
     gradient.
@@ -92,5 +96,5 @@ def sum_gradients(weights: list[Tensor]) -> None:
     backward pass; here the exchange comes after it.
     """
     for weight in weights:
-        if ranks() > 1 and not hasattr(weight, "full_tensor"):
+        if ranks() > 1 and not is_sharded(weight):
             dist.all_reduce(weight.grad)

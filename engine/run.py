@@ -9,13 +9,20 @@ from pathlib import Path
 
 import torch
 
-from data import held_out_problems
 from data.demonstrations import read_traces
 from data.reading import reading
-from engine.build import check_lengths, load_model, make_environment, make_model, makes_base, pick_device
+from engine.build import (
+    check_lengths,
+    held_out_of,
+    load_model,
+    make_environment,
+    make_model,
+    makes_base,
+    pick_device,
+)
 from engine.checkpoints import checkpoint_of, save
 from engine.folder import begin, write
-from engine.log import log_step, warnings
+from engine.log import log_step, warnings_of
 from engine.lora import add_lora, without_lora
 from engine.optim import Learner, master_weights
 from engine.options import require
@@ -38,7 +45,7 @@ class Run:
         self.env = make_environment(c)
         self.traces = read_traces(c, self.env) if c.imitate else []
         if c.report:  # a ValueError now rather than after the training
-            held_out_problems(self.env.task, c.size, c.seed, c.eval_n, c.test_data)
+            held_out_of(c, c.eval_n)
         check_ranks(c, self.device)
         self.policy = start_or_resume(c, state, self.folder, self.device, self.env)
         self.learner = Learner(self.policy, master_weights(self.policy, state.get("model", {})))
@@ -100,7 +107,7 @@ class Run:
         pace = (time.time() - self.stage_started) / (step + 1 - self.first_step)
         log_step(self.c, self.folder, stage, step, metrics, time.time() - self.started, pace, example)
         self.recent.append(metrics)
-        for name, line in warnings(stage, step, list(self.recent)).items():
+        for name, line in warnings_of(stage, step, list(self.recent)).items():
             if name not in self.warned and rank() == 0:
                 print(f"warning: {line}", flush=True)
             self.warned.add(name)

@@ -1,11 +1,9 @@
 """The settings that are not SCoRe's own: task, model, base, memory, files. SCoRe's are in train.py."""
 
-import dataclasses
 import textwrap
 from dataclasses import dataclass
 
 from data import load_task
-from data.reading import checked
 from engine.options import UsageError, check_values, option, parse_options, require
 from engine.presets import PRESETS
 
@@ -165,12 +163,3 @@ def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]
         return Config(**{**(PRESETS[preset][1] if preset else {}), **given}), resume
     except ValueError as error:
         raise UsageError(error) from None
-
-
-def config_from(Config: type, values: dict, path) -> Settings:
-    """The Config of a checkpoint. ValueError if its settings are not those of this version of the project."""
-    missing = {field.name for field in dataclasses.fields(Config)} - values.keys()
-    if missing:
-        other = "it is of another version of this project, so train it anew"
-        raise ValueError(f"{path} has no setting {min(missing)}: {other}")
-    return checked(Config, values, path)

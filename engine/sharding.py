@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.memory import empty_gpt
-from engine.processes import ranks
+from engine.processes import is_sharded, ranks
 from model import GPT
 
 
@@ -36,10 +36,6 @@ def shard(model: GPT, device: torch.device, saved: dict[str, Tensor] | None = No
         module.set_gradient_divide_factor(1.0)  # sum the gradients: the losses are divided by the whole batch
         module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     register_fsdp_forward_method(model, "hidden")
-
-
-def is_sharded(value) -> bool:
-    return hasattr(value, "full_tensor")
 
 
 def unsharded(model: GPT) -> GPT:

@@ -64,7 +64,7 @@ def demonstrations(c, env: Environment, model: GPT, step: int) -> list[tuple[lis
     dialogues, shares = [], (c.right_first, c.copy, c.right)
     for i, problem, attempt in zip(mine, problems, attempts, strict=True):
         rng = Random(seeded(c.seed, "demo", step, i))
-        dialogues.append(demonstration(env.task, env.tokenizer, problem, rng, turns, *shares, attempt))
+        dialogues.append(demonstration(env, problem, rng, turns, *shares, attempt))
     return dialogues
 
 

@@ -178,28 +178,6 @@ def in_transformers(model: GPT):
         return twin.eval().to(table.device)
 
 
-def transformers_twin(model: GPT) -> Callable:
-    """A function that samples as `ours` does, with the same weights in transformers."""
-    twin = in_transformers(model)
-
-    @torch.no_grad()
-    def generate(prompts: list[list[int]], turns: int, new: int) -> None:
-        """`generate` wants prompts that are padded on the left. Turn 2 goes on with the keys of turn 1."""
-        ids, lengths = right_pad([row[::-1] for row in prompts], 0, twin.device)
-        columns = torch.arange(ids.shape[1], device=twin.device)
-        ids, mask = ids.flip(1), (columns < lengths[:, None]).long().flip(1)
-        past, counts = None, dict(max_new_tokens=new, min_new_tokens=new, eos_token_id=None, pad_token_id=0)
-        how = dict(do_sample=True, top_k=0, return_dict_in_generate=True, **counts)
-        for _ in range(turns):
-            done = twin.generate(ids, attention_mask=mask, past_key_values=past, **how)
-            assert done.sequences.shape[1] == ids.shape[1] + new
-            request = torch.tensor([[0, *FOLLOW_UP]], device=twin.device).expand(len(ids), -1)
-            ids, past = torch.cat((done.sequences, request), 1), done.past_key_values
-            mask = F.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
-
-    return generate
-
-
 def half_end_early(batch: int, new: int):
     """A context in which half of the rows end each turn at its second token."""
     original, calls = rollout.sample_token, iter(range(10**9))
@@ -220,8 +198,11 @@ def bench_sampling(
     """A row of the table on sampling. `plain`: also without a cache; `early`: also when half end early."""
     model = never_ending(config, device, dtype)
     prompts = prompts_of(batch, prompt, ragged, config.vocab_size)
-    twin = transformers_twin(model)
-    ways = {"ours": lambda: ours(model, prompts, 2, new), "twin": lambda: twin(prompts, 2, new)}
+    twin, request = in_transformers(model), [0, *FOLLOW_UP]
+    ways = {
+        "ours": lambda: ours(model, prompts, 2, new),
+        "twin": lambda: plain_step.sample(twin, prompts, request, new),
+    }
     if plain:
         ways["plain"] = lambda: without_cache(model, prompts, 2, new)
     seconds = in_turns(runs, device, **ways)

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from engine.build import pick_device
 from engine.cli import run_script
+from engine.folder import write
 from engine.options import require
 from engine.report import markdown, read_log
 from experiments import bench, memory
@@ -170,9 +171,7 @@ def make_part(name: str, folder: Path, device: torch.device, small: bool) -> Non
     """Makes a part in this process and leaves its file."""
     start = time.time()
     text = PARTS[name][1](folder, device, small)
-    draft = folder / f"{name}.tmp"
-    draft.write_text(json.dumps({"minutes": (time.time() - start) / 60, "text": text}), encoding="utf-8")
-    draft.replace(folder / f"{name}.json")
+    write(folder / f"{name}.json", json.dumps({"minutes": (time.time() - start) / 60, "text": text}))
 
 
 def run_limited(command: list, log: Path, minutes: float, about: str) -> bool:

@@ -138,12 +138,12 @@ mutant(
 )
 mutant(
     "same-problems-in-every-step", "every step has the same problems", "train.py",
-    "(stage_index * 10**6 + step) * problems_a_step", "(stage_index * 10**6) * problems_a_step",
+    "(stage_index * STEPS + step) * problems_a_step", "(stage_index * STEPS) * problems_a_step",
     wiring("every_step_and_every_stage_has_its_own_problems"),
 )
 mutant(
     "same-problems-in-every-stage", "every stage has the same problems", "train.py",
-    "(stage_index * 10**6 + step) * problems_a_step", "step * problems_a_step",
+    "(stage_index * STEPS + step) * problems_a_step", "step * problems_a_step",
     wiring("every_step_and_every_stage_has_its_own_problems"),
 )
 mutant(
@@ -380,7 +380,7 @@ mutant(
 )
 mutant(
     "last-micro-batch-only", "only the last micro-batch has a gradient", "train.py",
-    '    loss.backward()\n                sums.update({"loss": loss.item(), **parts})  # a Counter adds',
+    '    loss.backward()\n                sums.update({"loss": loss.item(), **parts})  # adds up',
     '    sums.update({"loss": loss.item(), **parts})\n            loss.backward()',
     wiring("each_update_has_the_whole_batchs_gradient_clipped_once[whole]"),
 )
@@ -642,8 +642,8 @@ mutant(
 )
 mutant(
     "feedback-as-request", "turn 2 is asked for as feedback is", "data/__init__.py",
-    'getattr(task, "CORRECTION_REQUEST", CORRECTION_REQUEST)',
-    'getattr(task, "CORRECTION_REQUEST", FEEDBACK_REQUEST)',
+    'getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)',
+    'getattr(self.task, "CORRECTION_REQUEST", FEEDBACK_REQUEST)',
     wiring("prompts_show_the_problem_and_ask_all_the_same"),
 )
 mutant(

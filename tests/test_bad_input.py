@@ -312,7 +312,6 @@ CHECKPOINTS = {  # what is done to its content
     "gpt: llama3 of two": set_in("gpt", "rope_llama3", [1.0, 2.0]),
     "gpt: llama3 of zeros": set_in("gpt", "rope_llama3", [0.0, 1.0, 1.0, 0]),
     "gpt: no length": set_in("gpt", "max_len", 0),
-    "config: no task": set_in("config", "task", ...),
     "config: unknown task": set_in("config", "task", "chess"),
     "config: task None": set_in("config", "task", None),
     "config: text as number": set_in("config", "size", "2"),
@@ -398,6 +397,7 @@ def test_reports_of_damaged_checkpoints(damage, runs, tmp_path, run_eval):
 
 STATES = {
     "unknown setting": set_in("config", "zebra", 1),
+    "missing setting": set_in("config", "task", ...),
     "no stage": set_in("stage", ...),
     "stage as text": set_in("stage", "1"),
     "stage None": set_in("stage", None),

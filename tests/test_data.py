@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from data import held_out_problems, is_held_out, load_task, train_problems
+from data import Environment, held_out_problems, is_held_out, load_task, train_problems
 from data.demonstrations import demonstration, imitation
 from data.tokenizer import build_tokenizer
 
@@ -67,7 +67,7 @@ def test_demonstration_masks(tokenizer):
     seen = {"right": 0, "wrong": 0}
     for seed in range(60):
         ids, taught = demonstration(
-            task, tokenizer, problem, Random(seed), turns=2, right_first=0.3, copy=0.4, right=0.3
+            Environment(task, tokenizer), problem, Random(seed), turns=2, right_first=0.3, copy=0.4, right=0.3
         )
         assert len(ids) == len(taught)
         prompt, follow_up = tokenizer.user_turn("8742/6"), tokenizer.user_turn("check")
@@ -92,7 +92,7 @@ def test_half_of_the_long_demonstrations_give_honest_feedback(tokenizer):
     problem, verdicts, plain = task.parse("8742/6"), [], 0
     for seed in range(60):
         ids, taught = demonstration(
-            task, tokenizer, problem, Random(seed), turns=5, right_first=0.5, copy=0.4, right=0.3
+            Environment(task, tokenizer), problem, Random(seed), turns=5, right_first=0.5, copy=0.4, right=0.3
         )
         stops = [0, *(i + 1 for i, token in enumerate(ids) if token == end)]
         turns = [tokenizer.decode(ids[a : b - 1]) for a, b in zip(stops, stops[1:], strict=False)]
@@ -126,7 +126,7 @@ def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):
     task = load_task("division")
     problem = task.parse("8742/6")
     ids, taught = demonstration(
-        task, tokenizer, problem, Random(0), 2, right_first=0.0, copy=1.0, right=0.0, own="1444*6=9"
+        Environment(task, tokenizer), problem, Random(0), 2, 0.0, copy=1.0, right=0.0, own="1444*6=9"
     )
     text = tokenizer.decode([i for i in ids if i < tokenizer.encoding.encode_single_token("<|user|>")])
     assert text.count("1444*6=8664") == 2  # its own answer with true working, then a copy
@@ -188,7 +188,7 @@ def test_the_task_of_the_documents_works_as_it_stands(tmp_path, monkeypatch):
         assert task.parse(problem.prompt) == problem
         for kind in ("right", "near", "far"):
             assert task.is_correct(problem, task.attempt(problem, kind, rng).text) == (kind == "right")
-        demonstration(task, build_tokenizer(1), problem, rng, 2, 0.3, 0.3, 0.4, own="12345")
+        demonstration(Environment(task, build_tokenizer(1)), problem, rng, 2, 0.3, 0.3, 0.4, own="12345")
 
 
 @pytest.mark.parametrize("size", [3, 5])

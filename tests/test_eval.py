@@ -128,11 +128,11 @@ def no_model():
 
 def test_feedback_is_asked_for_and_is_no_attempt(monkeypatch):
     asked, problems = [], [Problem("8742/6", "1457")]
-    monkeypatch.setattr(evaluation, "sample_many", says([["12", "1457", "1457"]], asked))
-    metrics, transcripts = evaluate(no_model(), C, problems, turns=2, feedback=True)
-    requests = [f"<|user|>{word}<|assistant|>" for word in ("judge", "check")]
+    monkeypatch.setattr(evaluation, "sample_many", says([["12", "wrong", "1457", "right", "13"]], asked))
+    metrics, transcripts = evaluate(no_model(), C, problems, turns=3, feedback=True)
+    requests = [f"<|user|>{word}<|assistant|>" for word in ("judge", "check", "judge", "check")]
     assert asked == [(["<|user|>8742/6<|assistant|>"], requests, 0.0)]
-    assert transcripts[0][1:] == (["12", "1457"], [False, True]) and len(metrics["acc"]) == 2
+    assert transcripts[0][1:] == (["12", "1457", "13"], [False, True, False]) and len(metrics["acc"]) == 3
 
 
 def test_a_given_attempt_is_repaired(monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.log import warnings
+from engine.log import warnings_of
 from train import Config, Stage, train
 
 RL = Stage("stage1", 100, 0.01, (0.0, 1.0))
@@ -29,11 +29,11 @@ def row(acc_t1=0.5, no_signal=False, change_rate=0.3):
     ],
 )
 def test_warnings(step, recent, names):
-    assert list(warnings(RL, step, recent)) == names
+    assert list(warnings_of(RL, step, recent)) == names
 
 
 def test_a_supervised_stage_has_no_warnings():
-    assert not warnings(Stage("base", 100, 0.01), 0, [{"loss": 1.0}])
+    assert not warnings_of(Stage("base", 100, 0.01), 0, [{"loss": 1.0}])
 
 
 def test_a_run_prints_a_warning_once_a_stage(tmp_path, capsys):

@@ -15,8 +15,7 @@ from scripts import finish, script, start
 import train
 from data import held_out_problems, load_task, train_problems
 from data.demonstrations import read_traces
-from engine import sampling
-from engine.build import make_environment, make_tokenizer, pick_device
+from engine.build import make_environment, pick_device
 from engine.checkpoints import load, save
 from engine.presets import PRESETS
 from engine.settings import parse_args
@@ -254,43 +253,6 @@ def test_a_file_to_imitate_must_hold_dialogues_on_training_problems(tmp_path, mo
         failed.stderr
     )
     assert not (tmp_path / "default" / "base.pt").exists()
-
-
-def test_feedback_is_asked_for_and_is_no_attempt(tmp_path, monkeypatch, capsys):
-    """Self-Refine: the dialogue holds a verdict between the attempts, the metrics do not."""
-    model, c = load_model(run_here(tmp_path, monkeypatch, "run") / "base.pt", "cpu")
-    problems, seen = held_out_problems(load_task(c.task), c.size, c.seed, 20), []
-    real = sampling.sample_dialogues
-
-    def sample(*args):
-        seen.append(real(*args))
-        return seen[-1]
-
-    monkeypatch.setattr(sampling, "sample_dialogues", sample)
-    metrics, transcripts = evaluate(model, c, problems, turns=3, feedback=True)
-    (rollout,) = seen
-    assert len(metrics["acc"]) == 3 and rollout.masks.shape[1] == 5
-    assert [texts for _, texts, _ in transcripts] == [row[::2] for row in rollout.texts]
-    tokenizer = make_tokenizer(c)
-    for b in range(20):
-        said = tokenizer.decode(rollout.row(b))
-        requests = [
-            part
-            for part in ("judge", "check")
-            for _ in range(said.count(f"<|end|><|user|>{part}<|assistant|>"))
-        ]
-        assert requests.count("judge") == requests.count("check") == 2
-
-
-def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch, capsys):
-    """Neither torch's random state nor the model changes, and a step after it is the step without it."""
-    model, c = load_model(run_here(tmp_path, monkeypatch, "run") / "stage2.pt", "cpu")
-    problems = held_out_problems(load_task(c.task), c.size, c.seed, 20)
-    before, state = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
-    _, transcripts = evaluate(model, c, problems, temperature=1.0)
-    swap_test(model, c, transcripts)
-    assert torch.equal(torch.get_rng_state(), before) and same(model.state_dict(), state)
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
 @pytest.mark.slow

@@ -568,7 +568,7 @@ def test_mistakes_of_the_base_are_of_the_kinds_that_are_documented(tokenizer):
     spy = SimpleNamespace(**{**vars(task), "attempt": attempt})
     for seed in range(300):
         seen = []
-        demonstration(spy, tokenizer, problem, Random(seed), 2, 0.0, 0.0, 0.0)
+        demonstration(Environment(spy, tokenizer), problem, Random(seed), 2, 0.0, 0.0, 0.0)
     assert Counter(kinds[0]).keys() == {"near", "far"} and abs(kinds[0].count("near") - 150) < 50
     assert Counter(kinds[1]) == {"near": 300}
 
