@@ -29,7 +29,7 @@ from engine.cli import run_script
 from engine.export import export
 from engine.hf import is_pretrained
 from engine.log import transcript
-from engine.options import parse_options
+from engine.options import parse_options, require
 from engine.report import check_can_write, metrics_text, read_log, save_transcripts, table, without_nan
 from engine.report import write_report
 from engine.sampling import sample_many
@@ -159,10 +159,8 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
 
 def report(folder: Path, device: torch.device) -> None:
     """Evaluates a run's checkpoints and writes its report."""
-    if not (folder / "base.pt").exists():
-        raise ValueError(
-            f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
-        )
+    missing = f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
+    require((folder / "base.pt").exists(), missing)
     read_log(folder)  # an error now rather than after the evaluation
     results, (base, c) = {}, load_model(folder / "base.pt", device)
     names = dict.fromkeys(["base", *(stage.name for stage in stages(c))])
@@ -178,8 +176,9 @@ def report(folder: Path, device: torch.device) -> None:
         results[name]["swap"] = swap_test(model, c, transcripts)
         results[name]["drift_kl"] = drift(model, base, c, problems)
         del model  # before the next is read
+    print(f"{table(results)}\n(± is one standard error)\n", flush=True)
     write_report(folder, c, results, transcripts)
-    print(f"{table(results)}\n(± is one standard error)\n\n{folder / 'report.md'} has the whole report")
+    print(f"{folder / 'report.md'} has the whole report")
 
 
 def show_checkpoint(path: str, o: EvalOptions) -> None:

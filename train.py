@@ -56,7 +56,7 @@ class Config(Settings):
     turns: int = option(2, "attempts; each beyond 2 adds a part to Stage I, as long as the first (A.1)", 2, 6)
     stage1_steps: int = option(300, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
     stage2_steps: int = option(150, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
-    interleave: int = option(1, "how often the two stages alternate (v1 of the paper: 2)", 1)
+    interleave: int = option(1, "how often the two stages alternate (v1 of the paper: 2)", 1, STEPS)
     batch: int = option(256, "dialogues an update", 1, 10**4)
     samples_per_problem: int = option(1, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
     baseline: str = option("by_outcome", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))

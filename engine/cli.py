@@ -18,10 +18,10 @@ def run_script(main: Callable[[], int | None]) -> None:
     Some exceptions become one line: a UsageError (exit code 2), and with exit code 1 ValueError (bad input),
     OSError (files), FloatingPointError (a run that diverged), memory that can't be had, Ctrl-C, and the end
     of another of several processes. If nobody reads the output any more, as with `| head`, the script ends
-    without a word (exit code 141). Any other exception is a fault of ours and shows its traceback. Output is
-    UTF-8.
+    without a word (exit code 141). Any other exception is a fault of ours and shows its traceback. Input and
+    output are UTF-8.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # None: it is closed
         stream.reconfigure(encoding="utf-8", errors="replace")
     start_ranks()
     try:

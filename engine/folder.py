@@ -97,13 +97,14 @@ def files_of_run(folder: Path) -> list[Path]:
 
 
 def check_is_free(c: Settings, folder: Path) -> None:
-    """ValueError if the folder holds a run that may not be overwritten, or that the new run starts from."""
-    files = [path.resolve() for path in files_of_run(folder)]
-    holds_a_run = any(path.suffix in (".pt", ".jsonl") for path in files)
-    resume = f'--resume="{folder}" goes on with it, ' if (folder / "last.pt").exists() else ""
-    mend = f"{resume}--name=... starts another beside it, --overwrite=true deletes it"
-    require(c.overwrite or not holds_a_run, f"{folder} holds a run: {mend}")
-    require(Path(c.init) not in files, f"--overwrite would delete {c.init}: choose another --name")
+    """ValueError if the folder has files that the run would overwrite, unless it may. ValueError also if the
+    run starts from one of them or from the folder.
+    """
+    files = sorted(path.resolve() for path in files_of_run(folder))
+    resume = f'--resume="{folder}" goes on with that run, ' if (folder / "last.pt").exists() else ""
+    mend = f"{resume}--name=... takes another folder, --overwrite=true deletes what is there"
+    require(c.overwrite or not files, f"{folder} has {len(files)} files of a run: {mend}")
+    require(Path(c.init) not in [*files, folder.resolve()], f"{c.init} would be deleted: take another --name")
 
 
 def begin(c: Settings, folder: Path) -> None:
@@ -149,7 +150,10 @@ def locked(folder: Path):
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file whole or not at all, so that it outlives a power cut."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(draft, path)

@@ -1,11 +1,11 @@
 """Pictures of a run, for its report.md. Needs matplotlib, which the extra `plots` installs."""
 
+import os
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # a notebook sets its own, which its child processes may not find
 import matplotlib.pyplot as plt
 
 FIRST, SECOND = "#d95f02", "#1b7fb8"

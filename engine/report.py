@@ -131,9 +131,6 @@ def metrics_text(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-TRANSCRIPT = b'{"prompt": '  # how a file of transcripts begins
-
-
 def check_can_write(path: str) -> None:
     """OSError if the file can't be written, ValueError if it holds something else than transcripts.
 
@@ -144,8 +141,9 @@ def check_can_write(path: str) -> None:
         pass
     if Path(path).is_file():
         with open(path, "rb") as file:
-            start = file.read(len(TRANSCRIPT))
-        require(start in (b"", TRANSCRIPT), f"{path} is no file of transcripts: choose another for --save")
+            start = file.readline()
+        is_ours = not start or start.startswith(b'{"prompt": ') and b'"right": [' in start
+        require(is_ours, f"{path} is no file of transcripts: choose another for --save")
     if is_new:
         Path(path).unlink()
 

@@ -48,8 +48,14 @@ class Run:
             held_out_of(c, c.eval_n)
         check_ranks(c, self.device)
         self.policy = start_or_resume(c, state, self.folder, self.device, self.env)
+        if self.traces:
+            longest, room = max(len(ids) for ids, _ in self.traces), self.policy.config.max_len
+            mend = (
+                f"{c.imitate} has a dialogue of {longest} tokens, the model has room for {room}: shorten it"
+            )
+            require(longest <= room, mend)
         self.learner = Learner(self.policy, master_weights(self.policy, state.get("model", {})))
-        self.started = time.time() - state.get("seconds", 0.0)
+        self.started = time.perf_counter() - state.get("seconds", 0.0)
         if state.get("step"):
             with reading(self.folder / "last.pt", "a state whose optimizers fit the model"):
                 self.learner.start_stage(c, state["optimizers"])
@@ -77,7 +83,7 @@ class Run:
         """
         resumed = index == self.state.get("stage") and self.state["step"] > 0
         self.recent, self.warned = deque(maxlen=20), set()
-        self.first_step, self.stage_started = self.state["step"] if resumed else 0, time.time()
+        self.first_step, self.stage_started = self.state["step"] if resumed else 0, time.perf_counter()
         if not resumed:
             self.learner.start_stage(self.c, None)
         reference = None
@@ -104,8 +110,8 @@ class Run:
         return norm
 
     def log_and_save(self, index: int, stage, step: int, metrics: dict, example) -> None:
-        pace = (time.time() - self.stage_started) / (step + 1 - self.first_step)
-        log_step(self.c, self.folder, stage, step, metrics, time.time() - self.started, pace, example)
+        pace = (time.perf_counter() - self.stage_started) / (step + 1 - self.first_step)
+        log_step(self.c, self.folder, stage, step, metrics, time.perf_counter() - self.started, pace, example)
         self.recent.append(metrics)
         for name, line in warnings_of(stage, step, list(self.recent)).items():
             if name not in self.warned and rank() == 0:
@@ -124,7 +130,10 @@ class Run:
         """Writes last.pt: all that the run needs to go on. Every step seeds its own generators, so none is
         saved.
         """
-        progress = {"stage": stage, "step": step, "seconds": time.time() - self.started}
+        if rank() == 0:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                os.fsync(file.fileno())  # without its rows last.pt is of no use after a power cut
+        progress = {"stage": stage, "step": step, "seconds": time.perf_counter() - self.started}
         progress["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         save(self.folder / "last.pt", checkpoint_of(self.c, self.policy, self.learner.masters) | progress)
 

@@ -2,13 +2,13 @@
 
 import functools
 import operator
+import os
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # as in engine/pictures.py
 import matplotlib.pyplot as plt
 
 from engine.report import COLUMNS, markdown

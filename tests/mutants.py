@@ -860,7 +860,7 @@ mutant(
 )
 mutant(
     "run-overwritten", "a new run overwrites another one", "engine/folder.py",
-    "require(c.overwrite or not holds_a_run,", "require(True,",
+    "require(c.overwrite or not files,", "require(True,",
     wiring("a_run_is_not_overwritten"),
 )
 mutant(
@@ -1249,7 +1249,7 @@ mutant(
 )
 mutant(
     "init-overwritten", "--overwrite deletes what the new run starts from", "engine/folder.py",
-    "require(Path(c.init) not in files,", "require(True,",
+    "require(Path(c.init) not in [*files, folder.resolve()],", "require(True,",
     "tests/test_runs.py::test_a_run_is_not_overwritten_by_one_that_starts_from_it",
 )
 mutant(
@@ -1259,7 +1259,7 @@ mutant(
 )
 mutant(
     "seconds-from-zero", "a resumed run counts its seconds from zero", "engine/run.py",
-    'time.time() - state.get("seconds", 0.0)', "time.time()",
+    'time.perf_counter() - state.get("seconds", 0.0)', "time.perf_counter()",
     "tests/test_runs.py::test_a_resumed_run_counts_its_time_on",
 )
 mutant(

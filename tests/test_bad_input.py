@@ -171,6 +171,7 @@ COMBINATIONS = [
     (["--batch=10", "--samples_per_problem=3"], "batch=10 is not a multiple of samples_per_problem=3"),
     (["--turns=3", "--offline_share=0.5"], "offline_share=0"),
     (["--interleave=151"], "interleave=151 must divide"),
+    (["--interleave=9999999", "--stage1_steps=0", "--stage2_steps=0"], "it must be 1e+06 or less"),
     (["--stage1_steps=7", "--interleave=3"], "interleave=3 must divide stage1_steps"),
     (["--stage2_weight2=0"], "alpha must be 0"),
     (["--stage2_weight1=0", "--gamma=0.5"], "gamma must be 0"),
@@ -281,6 +282,7 @@ CHECKPOINTS = {  # what is done to its content
         f"{part} is {v!r}": set_in(part, v)
         for part in ("config", "gpt", "model")
         for v in (None, [1], "x", {})
+        if (part, v) != ("config", {})  # a setting that is not there has its default
     },
     "gpt: unknown setting": set_in("gpt", "zebra", 1),
     "gpt: setting without a name": set_in("gpt", 3, 1),
@@ -397,6 +399,7 @@ def test_reports_of_damaged_checkpoints(damage, runs, tmp_path, run_eval):
 
 STATES = {
     "unknown setting": set_in("config", "zebra", 1),
+    "no settings": set_in("config", {}),
     "missing setting": set_in("config", "task", ...),
     "no stage": set_in("stage", ...),
     "stage as text": set_in("stage", "1"),
@@ -1146,6 +1149,7 @@ EVAL_ARGUMENTS = [
     (["CHECKPOINT", "--save=."], "."),
     (["CHECKPOINT", "--save=none/rows"], "none/rows"),
     (["CHECKPOINT", "--save=old/config.json"], "old/config.json is no file of transcripts"),
+    (["CHECKPOINT", "--save=to_imitate"], "to_imitate is no file of transcripts"),
     (["CHECKPOINT", "--save=copy.pt"], "copy.pt is no file of transcripts: choose another"),
     (["CHECKPOINT", "--task=countdown"], "evaluate it on the task it has learned"),
     (["CHECKPOINT", "--device=mkldnn"], "device='mkldnn' is not available here"),
@@ -1161,7 +1165,8 @@ EVAL_ARGUMENTS = [
 def test_arguments_of_eval(words, mend, runs, run_eval, tmp_path):
     (tmp_path / "file").touch()
     shutil.copy(runs / "whole" / "base.pt", tmp_path / "copy.pt")
-    (tmp_path / "rows").write_bytes(line(REPAIR))
+    (tmp_path / "rows").write_bytes(line({**REPAIR, "right": [False]}))
+    (tmp_path / "to_imitate").write_bytes(line({"prompt": "84/6", "attempts": ["14"]}))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text("{}")
     places = {"RUN": runs / "whole", "CHECKPOINT": runs / "whole" / "stage2.pt"}

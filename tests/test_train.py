@@ -248,11 +248,14 @@ def test_a_file_to_imitate_must_hold_dialogues_on_training_problems(tmp_path, mo
         with pytest.raises(ValueError, match=words) as error:
             read_traces(c, env)
         assert "row 2: " in str(error.value)
-    failed = script("train.py", *TINY, f"--out={tmp_path}", f"--imitate={path}")
-    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "held-out" in failed.stderr, (
-        failed.stderr
-    )
-    assert not (tmp_path / "default" / "base.pt").exists()
+    long = json.dumps({**fine, "attempts": ["1" * 400]})
+    for rows, words in [(path.read_text(), "held-out"), (long, "a dialogue of 408 tokens")]:
+        path.write_text(rows)
+        failed = script("train.py", *TINY, f"--out={tmp_path}", f"--imitate={path}")
+        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (
+            failed.stderr
+        )
+        assert not (tmp_path / "default").exists()
 
 
 @pytest.mark.slow
@@ -424,7 +427,7 @@ def test_bad_places_are_one_line_errors(tmp_path):
         (["--resume=" + str(tmp_path / "nowhere")], "no checkpoint"),
         (["--resume=" + str(tmp_path / "broken")], "is not a checkpoint"),
         ([f"--out={tmp_path}/file"], "error: "),
-        ([f"--out={tmp_path}", "--name=taken"], "holds a run: --name=..."),
+        ([f"--out={tmp_path}", "--name=taken"], "taken has 1 files of a run: --name=..."),
         ([f"--out={tmp_path}", "--init=nothing.pt", "--name=x"], "nothing.pt"),
         ([f"--out={tmp_path}", "--device=abacus", "--name=y"], "device='abacus' is not available"),
     ]:
