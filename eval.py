@@ -45,7 +45,7 @@ def self_correction_metrics(correct, changed=None) -> dict:
 
     - acc_t1, acc_t2, delta: accuracy of the first and second attempts, and acc_t2 - acc_t1.
     - i_to_c, c_to_i: fractions of ALL problems that go from wrong to right, and from right to wrong.
-    - fix_rate: i_to_c / (1 - acc_t1), the share of wrong first attempts that are mended. NaN without any.
+    - fix_rate: i_to_c / (1 - acc_t1), the share of wrong first attempts that are corrected. NaN without any.
     - change_rate: the mean of `changed` [N] bool, whether the text differs. NaN if that is not given.
     - n: N. se: the standard error of each, sqrt(mean((x - mean)^2) / len(x)) over its values x. The values of
       delta are N differences, as both attempts are at the same problem: its error is the paired one.

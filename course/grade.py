@@ -296,7 +296,7 @@ def grade_mended(folder: Path, tree: Path, student: str) -> list[dict]:
         reason = complaint(results) if results else "no test ran"
     except ValueError as error:
         reason = f"{m.file}: {error}"
-    return [row("the bug is mended", 0 if reason else MENDED_POINTS, MENDED_POINTS, reason)]
+    return [row("the bug is fixed", 0 if reason else MENDED_POINTS, MENDED_POINTS, reason)]
 
 
 # ---------------------------------------------------------------------------------- what is shown

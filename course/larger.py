@@ -2,8 +2,8 @@
 
 Only the first digit is graded. The base says one of the two at random and then compares truthfully: it does
 not know what is right before it speaks, but its own comparison tells it afterwards. So a first attempt is
-right half of the time, and whoever reads it can mend every mistake. That makes a run last seconds, and eq. 2
-has a closed form to compare it with. `make.py` puts this file into the student's data/.
+right half of the time, and whoever reads it can correct every mistake. A run lasts seconds, and eq. 2 has a
+closed form to compare it with. `make.py` puts this file into the student's data/.
 """
 
 import re

@@ -46,7 +46,7 @@ class Problem(NamedTuple):
     prompt: str  # what turn 1 shows
     answer: str  # a right answer (for code: the tests) for the checker; it is never in a prompt
     given: str = (
-        ""  # offline repair: somebody else's first attempt for turn 2 to mend; "": the model makes its own
+        ""  # offline repair: somebody else's first attempt for turn 2 to correct; "": the model makes its own
     )
 
 

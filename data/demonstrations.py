@@ -2,8 +2,8 @@
 (ours).
 
 SCoRe starts from a model that could correct itself but does not. Asked to check, it mostly repeats its
-answer. At times it mends it, at times it spoils it, whatever its first attempt was (paper, table 1: Acc 52.6
--> 41.4). We make such a model of four ingredients:
+answer. At times it corrects the answer, at times it spoils it, whatever the first attempt was (paper, table
+1: Acc 52.6 -> 41.4). We make such a model of four ingredients:
 
 - First attempts that are right teach the task. After a wrong first attempt only the honest working is taught;
   the wrong answer is context. A model that writes what is true beside its mistakes leaves evidence to correct

@@ -31,7 +31,7 @@ class TaskSettings:
 class BaseSettings:
     """the base model: supervised training before the two stages"""
 
-    base_steps: int = option(1000, "steps; 800 leave it weak, and after 1200 there is less to mend", 1, STEPS)
+    base_steps: int = option(1000, "steps; 800 leave it weak, 1200 leave less to correct", 1, STEPS)
     base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**4)
     base_lr: float = option(
         0.02, "learning rate; with --optimizer=adamw take a tenth of every learning rate", 0, 10

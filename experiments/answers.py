@@ -95,7 +95,7 @@ def main() -> None:
 
 Written by `python experiments/answers.py` from the {len(pairs)} pairs in `tests/answer_pairs.tsv`. Whether a
 pair is equal was decided by hand, by the rules of `data/checkers/math_answers.py`. The pairs are also tests
-of that checker ("ours"). It was mended until all of them were right, so they don't tell how often it is wrong
+of that checker ("ours"). It was fixed until all of them were right, so they don't tell how often it is wrong
 elsewhere. The library math-verify has other rules: for it, `3+4` is right where 7 is asked for.
 {about_library}
 

@@ -322,7 +322,7 @@ def after_first_attempts_of(base: GPT, c: Config, problems: list[Problem]) -> li
 
 
 def both_wrong(own: list, after: list) -> dict:
-    """What turn 2 mends where both the model's own first attempt and the base's are wrong.
+    """What turn 2 corrects where both the model's own first attempt and the base's are wrong.
 
     `own` are the model's transcripts, `after` those with the base's first attempts, on the same problems. The
     result has the shares `mended own` and `mended fixed`, None without such problems, and their number

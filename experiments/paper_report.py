@@ -177,12 +177,12 @@ def fixed_table(r: Results) -> str:
     rows = []
     for m in r.there(READERS):
         fixed = r.values(m, "fixed")
-        mended = [cell([f[k] for f in fixed]) for k in ("mended own", "mended fixed")]
+        corrected = [cell([f[k] for f in fixed]) for k in ("mended own", "mended fixed")]
         shift = cell([f["mended own"] - f["mended fixed"] for f in fixed if f["wrong"]], signed=True)
         spoilt = cell([f["c_to_i"] / f["acc_t1"] for f in fixed if f["acc_t1"]])
         deltas = [cell(r.values(m, part, "delta"), signed=True) for part in ("greedy", "training")]
-        rows.append([r.labels[m], *mended, shift, spoilt, *deltas])
-    head = ["mends its own", "the base's", "difference", "spoils the base's right ones"]
+        rows.append([r.labels[m], *corrected, shift, spoilt, *deltas])
+    head = ["corrects its own", "the base's", "difference", "spoils the base's right ones"]
     return markdown(["method", *head, "Δ held-out", "Δ training"], rows)
 
 
@@ -349,7 +349,7 @@ def draw_fixed(r: Results, path: Path) -> str:
         band(axis, xs, along(points, "mended own"), COLORS[m], "after its own attempt")
         band(axis, xs, along(points, "mended fixed"), COLORS[m], "after the base's", "--")
         axis.set(title=r.labels[m], xlabel="updates")
-    axes[0].set_ylabel("wrong attempts mended (%)")
+    axes[0].set_ylabel("wrong attempts corrected (%)")
     axes[0].legend(frameon=False)
     return finish(figure, axes, path)
 
@@ -495,11 +495,11 @@ held-out problems, lines training problems. Where they agree, what was learned c
 
 ## 4. Its own mistakes and the base's (distribution shift)
 
-![Mistakes mended over training]({draw_fixed(r, place / "fixed.png")})
+![Mistakes corrected over training]({draw_fixed(r, place / "fixed.png")})
 
 We take the problems on which both the model's own first attempt and the base's are wrong, and show what
-attempt 2 mends after each of them. A method that learned only from the base's mistakes may mend those better
-than its own.
+attempt 2 corrects after each of them. A method that learned only from the base's mistakes may correct those
+better than its own.
 
 {fixed_table(r)}
 
