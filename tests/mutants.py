@@ -1253,6 +1253,21 @@ mutant(
     "tests/test_runs.py::test_a_run_is_not_overwritten_by_one_that_starts_from_it",
 )
 mutant(
+    "config-alone-overwritten", "a run deletes a config.json that another program made", "engine/folder.py",
+    "for path in files_of_run(folder))", "for path in files_of_run(folder) if path.suffix == '.pt')",
+    "tests/test_runs.py::test_a_folder_with_anything_of_a_run_is_not_overwritten[config.json]",
+)
+mutant(
+    "log-not-synced", "a power cut loses rows that last.pt needs", RUN,
+    "os.fsync(file.fileno())", "pass",
+    "tests/test_runs.py::test_the_log_is_on_the_disk_before_the_checkpoint_that_needs_it",
+)
+mutant(
+    "text-not-synced", "a power cut leaves an empty config.json", "engine/folder.py",
+    "        os.fsync(file.fileno())\n", "",
+    "tests/test_runs.py::test_the_log_is_on_the_disk_before_the_checkpoint_that_needs_it",
+)
+mutant(
     "kept-checkpoints-stay", "--overwrite leaves the checkpoints of --keep_every", "engine/folder.py",
     "stage2)(-\\d+)?\\.(pt|tmp)", "stage2)\\.(pt|tmp)",
     "tests/test_runs.py::test_overwriting_deletes_the_runs_files_and_no_others",
