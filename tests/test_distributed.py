@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+from runs import metrics
 from scripts import ROOT, finish, start
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -61,11 +62,6 @@ RESUMED = ["masters", "lora, offline", "three, lora", "shard plain", "shard mast
 def rows_of(rollout: Rollout, part: range) -> Rollout:
     fields = vars(rollout).items()
     return Rollout(**{name: value[part.start : part.stop] for name, value in fields})
-
-
-def metrics(folder: Path) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 def run(c: Config, sampled: dict[int, Rollout], state: dict | None = None) -> dict:

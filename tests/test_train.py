@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import metrics, same, weights
 from scripts import finish, script, start
 
 import train
@@ -46,19 +47,6 @@ def run_here(tmp_path, monkeypatch, name, *extra):
     )
     train.main()
     return tmp_path / name
-
-
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
-def weights(path):
-    return load(path)["model"]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.slow

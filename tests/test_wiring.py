@@ -7,7 +7,6 @@ The formulas themselves have tests of their own (test_loss.py). Here they are ta
 import copy
 import dataclasses
 import itertools
-import json
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -15,13 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import metrics, same, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
 from data import Environment, Problem, load_task, train_problems
 from data.demonstrations import demonstration
 from engine import build, optim, supervised
-from engine.checkpoints import checkpoint_of, load, save
+from engine.checkpoints import checkpoint_of, save
 from engine.folder import open_run
 from engine.optim import Learner, master_weights
 from engine.run import Run
@@ -51,14 +51,6 @@ def run_here(folder: Path, resume: str = "", **settings) -> Path:
     with open_run(Config(**settings), resume, stages) as (c, state):
         train.train(c, state)
     return Path(c.out) / c.name
-
-
-def weights(path: Path) -> dict:
-    return load(path)["model"]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def flat(tensors) -> torch.Tensor:
@@ -256,12 +248,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(whole, stop, tmp_path
     assert not updates[0].fresh or stop[1] == 0
     for name in ("base", "stage1", "stage2"):
         assert same(weights(folder / f"{name}.pt"), weights(whole[0] / f"{name}.pt")), name
-    assert rows(folder) == rows(whole[0])
-
-
-def rows(folder: Path) -> list[dict]:
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+    assert metrics(folder) == metrics(whole[0])
 
 
 def test_a_run_is_not_overwritten(whole):
