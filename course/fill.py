@@ -81,7 +81,7 @@ def time_table(results: dict) -> str:
 
 
 def points_table() -> str:
-    lines = ["| | title | functions to write | code | own tests, mended bug | answers | points |"]
+    lines = ["| | title | functions to write | code | own tests, fixed bug | answers | points |"]
     lines += ["|---|---|---|---|---|---|---|"]
     total = 0
     for name, a in ASSIGNMENTS.items():
