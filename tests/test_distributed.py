@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-from runs import metrics
+from run_files import metrics
 from scripts import ROOT, finish, start
 from torch.utils._python_dispatch import TorchDispatchMode
 

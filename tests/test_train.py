@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import metrics, same, weights
+from run_files import metrics, same, weights
 from scripts import finish, script, start
 
 import train

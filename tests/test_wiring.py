@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import metrics, same, weights
+from run_files import metrics, same, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
