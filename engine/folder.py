@@ -102,8 +102,9 @@ def check_is_free(c: Settings, folder: Path) -> None:
     """
     files = sorted(path.resolve() for path in files_of_run(folder))
     resume = f'--resume="{folder}" goes on with that run, ' if (folder / "last.pt").exists() else ""
-    mend = f"{resume}--name=... takes another folder, --overwrite=true deletes what is there"
-    require(c.overwrite or not files, f"{folder} has {len(files)} files of a run: {mend}")
+    mend = f"{resume}--name=... takes another folder, --overwrite=true deletes the files of a run"
+    names = ", ".join(path.name for path in files[:3])
+    require(c.overwrite or not files, f"{folder} has {names} already: {mend}")
     require(Path(c.init) not in [*files, folder.resolve()], f"{c.init} would be deleted: take another --name")
 
 

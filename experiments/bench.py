@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -412,9 +413,7 @@ def slopes(found: dict) -> str:
 
 
 def draw(found: dict, machine: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
+    os.environ["MPLBACKEND"] = "Agg"  # as in engine/pictures.py
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), sharey=True)

@@ -415,7 +415,7 @@ def test_bad_places_are_one_line_errors(tmp_path):
         (["--resume=" + str(tmp_path / "nowhere")], "no checkpoint"),
         (["--resume=" + str(tmp_path / "broken")], "is not a checkpoint"),
         ([f"--out={tmp_path}/file"], "error: "),
-        ([f"--out={tmp_path}", "--name=taken"], "taken has 1 files of a run: --name=..."),
+        ([f"--out={tmp_path}", "--name=taken"], "taken has metrics.jsonl already: --name=..."),
         ([f"--out={tmp_path}", "--init=nothing.pt", "--name=x"], "nothing.pt"),
         ([f"--out={tmp_path}", "--device=abacus", "--name=y"], "device='abacus' is not available"),
     ]:
