@@ -273,13 +273,20 @@ def test_one_attempt_has_no_second_one_in_its_figures():
     assert "Acc@t1   25.0 %" in shown and "Acc@t2" not in shown
 
 
-def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(small_gpt, even, tmp_path, monkeypatch):
+def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(
+    small_gpt, even, tmp_path, monkeypatch, capsys
+):
     models = {"base": small_gpt(), "stage1": small_gpt(n_kv_head=2), "stage2": small_gpt(dim=16)}
     for name, model in models.items():
         save(tmp_path / f"{name}.pt", checkpoint_of(C, model))
     (tmp_path / "metrics.jsonl").touch()
     written = []
-    monkeypatch.setattr(evaluation, "write_report", lambda *args: written.append(args))
+
+    def write(*args):
+        assert "| stage2 | greedy |" in capsys.readouterr().out  # shown even if the folder can't be written
+        written.append(args)
+
+    monkeypatch.setattr(evaluation, "write_report", write)
     report(tmp_path, torch.device("cpu"))
     ((_, _, results, _),) = written
     problems = held_out_of(C, C.eval_n)
