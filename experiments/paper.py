@@ -1,6 +1,6 @@
 """The paper's tables and figures on the toy task, with error bars: trains all methods and writes a report.
 
-    python experiments/paper.py            the main methods on five seeds, the others on three
+    python experiments/paper.py            the main methods on five seeds, variants on three, long runs on one
     python experiments/paper.py --quick    one seed with few steps, to see that it runs
     python experiments/paper.py --report   only the report again, from experiments/results/paper.json
 
@@ -58,7 +58,7 @@ ATTEMPTS = 10
 SAMPLES = 32  # for the majority vote: dialogues of each problem
 BUDGETS = (2, 4, 8, 16, 32)  # how many of the attempts vote; they divide SAMPLES
 KEPT = ("score", "both", "pair", "pair+")  # methods that are also measured in the middle of their training
-LONG = ("base", "pair+", "both", "stage1", "score", "score3")  # methods that make ten attempts and vote
+LONG = ("base", "pair+", "both", "stage1", "score")  # methods that make ten attempts and vote
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def grid(kind: str) -> dict[str, Method]:
     plain_four, sft_four = plain | dict(stage2_steps=4 * total), imitation | dict(imitate_steps=4 * total)
     star_two = no_rl | dict(imitate_steps=two // 3)
     beta, few, forked = Config.stage2_beta, dict(seeds=3), dict(start="stage1", seeds=3)
+    solo = dict(seeds=1)
     sweep = {}
     for a in (1.0, 30.0):
         sweep[f"alpha={a:g}"] = Method(f"α = {a:g}", dict(alpha=a), **forked)
@@ -104,20 +105,17 @@ def grid(kind: str) -> dict[str, Method]:
         "no_stage1": Method("SCoRe without Stage I", once | dict(stage2_lr=Config.lr)),
         "star+": Method("STaR D+", star, traces="star+"),
         "self_refine": Method("Self-Refine", trained=False),
-        "score_x4": Method("SCoRe, four times the updates", four, **few),
-        "both_x4": Method("plain RL, four times", plain_four, **few),
-        "pair+_x4": Method("Pair-SFT D+, four times", sft_four, traces="pair+", **few),
-        "oracle_x4": Method("oracle SFT, four times", sft_four | dict(lr=ORACLE_LR), traces="oracle", **few),
+        "score_x4": Method("SCoRe, four times the updates", four, **solo),
+        "both_x4": Method("plain RL, four times", plain_four, **solo),
+        "pair+_x4": Method("Pair-SFT D+, four times", sft_four, traces="pair+", **solo),
+        "oracle_x4": Method("oracle SFT, four times", sft_four | dict(lr=ORACLE_LR), traces="oracle", **solo),
         "single": Method("single-turn RL", single, **few),
         "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0), **forked),
         "gamma=0.8": Method("γ = 0.8 in Stage II", dict(gamma=0.8), **forked),
         "pair": Method("Pair-SFT D", imitation, traces="pair", **few),
         "star": Method("STaR D", star, traces="star", **few),
-        "standard": Method("plain RL, turn 2 alone", plain | dict(stage2_weight1=0.0), **few),
         "star_two": Method("STaR D+ as Stage II", star_two, traces="star+", **forked),
         "offline": Method("no online first attempts", dict(offline_share=1.0), **few),
-        "rloo": Method("RLOO by problem", dict(baseline="rloo", samples_per_problem=4), **few),
-        "score3": Method("SCoRe, three attempts", dict(turns=3), **forked),
         "no_bonus_kl": Method("no bonus, β / 11", dict(alpha=0.0, stage2_beta=beta / 11), **forked),
         **rivals,
         **sweep,
@@ -414,12 +412,11 @@ def commit_here() -> str:
 
 
 def jobs_of(kind: str, seeds: list[int]) -> list[tuple[str, int]]:
-    """(method, seed) in the order of their start: seed by seed the methods of five seeds, then the others."""
-    methods = grid(kind)
-    main = [name for name in methods if methods[name].seeds == 5]
-    few = [name for name in methods if methods[name].seeds < 5 and kind != "quick"]
-    parts = ((main, seeds), (few, seeds[:3]))
-    return [(name, seed) for names, some in parts for seed in some for name in names]
+    """(method, seed) in the order of their start: first the methods of five seeds, seed by seed."""
+    methods, jobs = grid(kind), []
+    for count in (5,) if kind == "quick" else (5, 3, 1):
+        jobs += [(name, seed) for seed in seeds[:count] for name in methods if methods[name].seeds == count]
+    return jobs
 
 
 def needs(kind: str, name: str, seed: int) -> set[tuple[str, int]]:

@@ -34,25 +34,24 @@ PAPER_MATH = {
     "score": (60.0, 64.4, 4.4, 5.8, 1.4),
 }
 MAIN = (
-    "base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "single", "standard", "both", "stage1",
-    "score", "score3",
+    "base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "single", "both", "stage1", "score",
 )  # fmt: skip
 ABLATIONS = (
-    "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1", "rloo",
+    "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1",
     "single", "both", "plain=0.1", "plain=0.01", "score_x4", "both_x4", "pair+_x4", "oracle_x4",
 )  # fmt: skip
 PAIRS = (
     ("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"),
     ("score", "base"), ("score", "stage1"), ("score", "both"), ("score", "pair+"), ("score", "oracle"),
-    ("score3", "score"), ("score", "plain=0.1"), ("score", "plain=0.01"),
+    ("score", "plain=0.1"), ("score", "plain=0.01"),
 )  # fmt: skip
 READERS = tuple(m for m in MAIN if m != "self_refine")  # in the swap test Self-Refine is the base
 BOTH = ("acc_t1", "acc_t2", "delta")
 BEHIND_SCORE = ("Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's")
 COLORS = {
     "base": "#777777", "self_refine": "#b5a642", "star": "#c49bd0", "star+": "#8e5ba6", "pair": "#8fc08f",
-    "pair+": "#3d8f3d", "oracle": "#20605c", "single": "#e3a15b", "standard": "#f2c94c", "both": "#d95f02",
-    "stage1": "#7fb7de", "score": "#1b5fa8", "score3": "#0b2c5c",
+    "pair+": "#3d8f3d", "oracle": "#20605c", "single": "#e3a15b", "both": "#d95f02",
+    "stage1": "#7fb7de", "score": "#1b5fa8",
 }  # fmt: skip
 FIRST = "#999999"  # attempt 1, whatever the method
 SWEPT = {"alpha": "α", "beta1": "β of Stage II", "beta2": "β2"}
@@ -188,7 +187,7 @@ def fixed_table(r: Results) -> str:
 
 def attempts_table(r: Results) -> str:
     rows = []
-    for m in r.there(("base", "pair+", "both", "stage1", "score", "score3")):
+    for m in r.there(("base", "pair+", "both", "stage1", "score")):
         rows.append([r.labels[m], *(cell(r.values(m, "greedy", "acc", k)) for k in range(10))])
     return markdown(["method", *map(str, range(1, 11))], rows)
 
@@ -356,7 +355,7 @@ def draw_fixed(r: Results, path: Path) -> str:
 
 def draw_attempts(r: Results, path: Path) -> str:
     figure, axis = plt.subplots(figsize=(6.5, 3.8))
-    methods = r.there(("base", "pair+", "both", "score", "score3"))
+    methods = r.there(("base", "pair+", "both", "score"))
     for m in methods:
         curves = r.values(m, "greedy", "acc", seeds=r.shared(methods))
         band(axis, range(1, 11), curves, COLORS[m], r.labels[m])
@@ -465,9 +464,8 @@ with unequal numbers of seeds only by the paired differences.
 The distance between dot and tip is Δ. RL and SFT make {one + two} updates of the same batch. Oracle SFT has a
 lower learning rate than Pair-SFT and RL: each SFT has the one that suits it. STaR has three rounds of a third
 each, always from the base. The base and Self-Refine are not trained. Stage I is the first part of SCoRe.
-SCoRe with three attempts has one part of Stage I more, {2 * one + two} updates in all. Self-Refine cannot
-help here: its verdicts are honest, but in the base's demonstrations the attempt after a verdict was drawn
-without a look at it.
+Self-Refine cannot help here: its verdicts are honest, but in the base's demonstrations the attempt after a
+verdict was drawn without a look at it.
 
 {main_table(r)}
 
@@ -513,8 +511,7 @@ Dialogues on training problems, sampled at T = 1. The dotted line is where Stage
 
 ![Accuracy after 1 to 10 attempts]({draw_attempts(r, place / "attempts.png")})
 
-All methods but SCoRe with three attempts were trained with two attempts at most. The base has seen dialogues
-of ten. The picture has the seeds that all of its methods have.
+The methods were trained with two attempts. The base has seen dialogues of ten.
 
 {attempts_table(r)}
 

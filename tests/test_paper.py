@@ -167,7 +167,7 @@ def test_runs_share_what_they_start_from(whole_grid):
 
 
 def test_every_method_makes_its_updates_on_training_problems(whole_grid):
-    seed, other = whole_grid / "seed0", {"base": 6, "stage1": 0, "self_refine": 0, "score3": 11}
+    seed, other = whole_grid / "seed0", {"base": 6, "stage1": 0, "self_refine": 0}
     other |= {"star": 6, "star+": 6, "star_two": 3}  # 7 is not divisible by 3 or 2
     for name in paper.grid("test"):
         rows = [row for path in (seed / name).rglob("metrics.jsonl") for row in json_lines(path)]
@@ -186,7 +186,7 @@ def test_every_method_is_measured(whole_grid):
     assert results["stage1"]["fixed"]["acc_t1"] == results["base"]["greedy"]["acc_t1"]  # the base's attempts
     for name in ("score", "pair"):  # every second update, and the ends of the stages
         assert [row["update"] for row in results[name]["kept"]] == [0, 2, 4, 6, 7]
-    assert len(results["score3"]["greedy"]["acc"]) == 10 and len(results["score"]["votes"]) == 2
+    assert len(results["score"]["greedy"]["acc"]) == 10 and len(results["score"]["votes"]) == 2
 
 
 def test_the_report_is_written(whole_grid, tmp_path):
@@ -287,9 +287,8 @@ def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypa
     monkeypatch.setattr(paper, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(paper, "run", stub)
     jobs, methods = paper.jobs_of("full", [0, 1, 2, 3]), paper.grid("full")
-    few = [name for name, method in methods.items() if method.seeds < 5]
-    assert len(few) > 9
-    assert len(jobs) == len(set(jobs)) == 4 * len(methods) - len(few)  # three seeds of the sweeps
+    assert {method.seeds for method in methods.values()} == {5, 3, 1}
+    assert len(jobs) == len(set(jobs)) == sum(min(4, method.seeds) for method in methods.values())
     assert not paper.run_all("full", tmp_path, [0, 1], [], 3, "cuda")
     missing = {("score", 1)} | {(name, 1) for name, method in methods.items() if method.start == "stage1"}
     said, why = capsys.readouterr().out, "the run that it starts from failed"
