@@ -34,7 +34,8 @@ PAPER_MATH = {
     "score": (60.0, 64.4, 4.4, 5.8, 1.4),
 }
 MAIN = (
-    "base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "single", "both", "stage1", "score",
+    "base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "single", "both", "plain=0.1",
+    "stage1", "score",
 )  # fmt: skip
 ABLATIONS = (
     "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1",
@@ -51,7 +52,7 @@ BEHIND_SCORE = ("Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's")
 COLORS = {
     "base": "#777777", "self_refine": "#b5a642", "star": "#c49bd0", "star+": "#8e5ba6", "pair": "#8fc08f",
     "pair+": "#3d8f3d", "oracle": "#20605c", "single": "#e3a15b", "both": "#d95f02",
-    "stage1": "#7fb7de", "score": "#1b5fa8",
+    "plain=0.1": "#a63603", "stage1": "#7fb7de", "score": "#1b5fa8",
 }  # fmt: skip
 FIRST = "#999999"  # attempt 1, whatever the method
 SWEPT = {"alpha": "α", "beta1": "β of Stage II", "beta2": "β2"}
@@ -347,7 +348,7 @@ def draw_fixed(r: Results, path: Path) -> str:
         xs = [point["update"] for point in points[0]]
         band(axis, xs, along(points, "mended own"), COLORS[m], "after its own attempt")
         band(axis, xs, along(points, "mended fixed"), COLORS[m], "after the base's", "--")
-        axis.set(title=r.labels[m], xlabel="updates")
+        axis.set(title=r.labels[m], xlabel="updates", ylim=(0, 100))
     axes[0].set_ylabel("wrong attempts corrected (%)")
     axes[0].legend(frameon=False)
     return finish(figure, axes, path)
@@ -462,10 +463,10 @@ with unequal numbers of seeds only by the paired differences.
 ![From attempt 1 to attempt 2]({draw_methods(r, place / "methods.png")})
 
 The distance between dot and tip is Δ. RL and SFT make {one + two} updates of the same batch. Oracle SFT has a
-lower learning rate than Pair-SFT and RL: each SFT has the one that suits it. STaR has three rounds of a third
-each, always from the base. The base and Self-Refine are not trained. Stage I is the first part of SCoRe.
-Self-Refine cannot help here: its verdicts are honest, but in the base's demonstrations the attempt after a
-verdict was drawn without a look at it.
+lower learning rate than Pair-SFT and RL: each SFT has the one that suits it. Plain RL is also shown with the
+best of three KL weights, 0.1. STaR has three rounds of a third each, always from the base. The base and
+Self-Refine are not trained. Stage I is the first part of SCoRe. Self-Refine cannot help here: its verdicts
+are honest, but in the base's demonstrations the attempt after a verdict was drawn without a look at it.
 
 {main_table(r)}
 
