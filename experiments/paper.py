@@ -89,8 +89,6 @@ def grid(kind: str) -> dict[str, Method]:
         sweep[f"alpha={a:g}"] = Method(f"α = {a:g}", dict(alpha=a), **forked)
     for b in (0.01, 0.1, 1.0):
         sweep[f"beta1={b:g}"] = Method(f"β of Stage II = {b:g}", dict(stage2_beta=b), **forked)
-    for b in (0.02, 2.0):
-        sweep[f"beta2={b:g}"] = Method(f"β2 = {b:g}", dict(beta2=b), **few)
     rivals = {}
     for b in (0.01, 0.1):
         rivals[f"plain={b:g}"] = Method(f"plain RL, β = {b:g}", plain | dict(stage2_beta=b), **few)
@@ -115,6 +113,7 @@ def grid(kind: str) -> dict[str, Method]:
         "pair": Method("Pair-SFT D", imitation, traces="pair", **few),
         "star": Method("STaR D", star, traces="star", **few),
         "star_two": Method("STaR D+ as Stage II", star_two, traces="star+", **forked),
+        "beta2=0.02": Method("a weak hold in Stage I, β2 = 0.02", dict(beta2=0.02), **few),
         "offline": Method("no online first attempts", dict(offline_share=1.0), **few),
         "no_bonus_kl": Method("no bonus, β / 11", dict(alpha=0.0, stage2_beta=beta / 11), **forked),
         **rivals,

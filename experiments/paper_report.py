@@ -38,8 +38,8 @@ MAIN = (
     "stage1", "score",
 )  # fmt: skip
 ABLATIONS = (
-    "score", "no_stage1", "no_bonus", "no_bonus_kl", "star_two", "offline", "gamma=0.8", "gamma=1",
-    "single", "both", "plain=0.1", "plain=0.01", "score_x4", "both_x4", "pair+_x4", "oracle_x4",
+    "score", "no_stage1", "no_bonus", "no_bonus_kl", "beta2=0.02", "star_two", "offline", "gamma=0.8",
+    "gamma=1", "single", "both", "plain=0.1", "plain=0.01", "score_x4", "both_x4", "pair+_x4", "oracle_x4",
 )  # fmt: skip
 PAIRS = (
     ("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"),
@@ -55,7 +55,7 @@ COLORS = {
     "plain=0.1": "#a63603", "stage1": "#7fb7de", "score": "#1b5fa8",
 }  # fmt: skip
 FIRST = "#999999"  # attempt 1, whatever the method
-SWEPT = {"alpha": "α", "beta1": "β of Stage II", "beta2": "β2"}
+SWEPT = {"alpha": "α", "beta1": "β of Stage II"}
 
 
 def interval(values) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +226,6 @@ def sweeps_of(r: Results) -> dict[str, list[tuple[float, str]]]:
     found = {
         "alpha": [(Config.alpha, "score"), (0.0, "no_bonus")],
         "beta1": [(Config.stage2_beta, "score")],
-        "beta2": [(Config.beta2, "score")],
     }
     for m in r.of:
         name, _, value = m.partition("=")
