@@ -463,9 +463,10 @@ with unequal numbers of seeds only by the paired differences.
 
 The distance between dot and tip is Δ. RL and SFT make {one + two} updates of the same batch. Oracle SFT has a
 lower learning rate than Pair-SFT and RL: each SFT has the one that suits it. Plain RL is also shown with the
-best of three KL weights, 0.1. STaR has three rounds of a third each, always from the base. The base and
-Self-Refine are not trained. Stage I is the first part of SCoRe. Self-Refine cannot help here: its verdicts
-are honest, but in the base's demonstrations the attempt after a verdict was drawn without a look at it.
+best of three KL weights, 0.1, chosen on these seeds. STaR has three rounds of a third each, always from the
+base. The base and Self-Refine are not trained. Stage I is the first part of SCoRe. Self-Refine cannot help
+here: its verdicts are honest, but in the base's demonstrations the attempt after a verdict was drawn without
+a look at it.
 
 {main_table(r)}
 

@@ -101,7 +101,7 @@ def test_every_planted_fault_still_fits_its_file():
 
 
 def test_the_readmes_results_are_those_of_the_runs():
-    """Each row of the table, from experiments/results/paper.json."""
+    """Each row of the table and each "Acc@t1 → Acc@t2" below it, from experiments/results/paper.json."""
     rows = json.loads((ROOT / "experiments" / "results" / "paper.json").read_text(encoding="utf-8"))
     results, readme = Results(rows, {}), (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "")
     labels = {"base": "base", "pair+": "Pair-SFT D+", "both": "plain RL on both turns"}
@@ -111,6 +111,9 @@ def test_the_readmes_results_are_those_of_the_runs():
         cells = cells_of(results, method, ("acc_t1", "acc_t2", "delta", "fix_rate"))
         cells.append(cell(results.values(method, "swap", "wrong_first", "wrong")))
         assert f"\n| {label} | {' | '.join(cells)} |\n" in readme, label
+    means = [[c.split()[0] for c in cells_of(results, m, ("acc_t1", "acc_t2"))] for m in results.of]
+    quoted = re.findall(r"([\d.]+)\s→\s([\d.]+)", readme.split("## Results")[1].split("\n## ")[0])
+    assert quoted and all(list(pair) in means for pair in quoted), quoted
 
 
 def test_links_of_the_documents_lead_somewhere():
