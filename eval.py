@@ -9,8 +9,6 @@ All figures are on held-out problems, except for the rows "greedy, training" of 
 as in the paper. All sampling has seeds of its own.
 """
 
-import engine.interrupt  # noqa: F401, I001 (before the slow imports)
-
 import json
 import math
 import sys
@@ -22,21 +20,33 @@ import torch
 
 from data import Environment, Problem, load_task
 from data.demonstrations import swapped_attempts
-from engine.build import held_out_of, make_environment, overridden, pick_device, problems_of
-from engine.build import training_problems_of
+from engine.build import (
+    held_out_of,
+    make_environment,
+    overridden,
+    pick_device,
+    problems_of,
+    training_problems_of,
+)
 from engine.chat import chat
 from engine.cli import run_script
 from engine.export import export
 from engine.hf import is_pretrained
-from engine.log import transcript
 from engine.options import parse_options, require
-from engine.report import check_can_write, metrics_text, read_log, save_transcripts, table, without_nan
-from engine.report import write_report
-from engine.sampling import sample_many
+from engine.report import (
+    check_can_write,
+    metrics_text,
+    read_log,
+    save_transcripts,
+    table,
+    transcript,
+    without_nan,
+    write_report,
+)
 from engine.settings import EvalOptions
 from model import GPT
 from rewards import correctness
-from rollout import Rollout
+from rollout import Rollout, sample_dialogues
 from train import Config, load_model, stages, token_scores
 
 
@@ -88,7 +98,9 @@ def answer(model: GPT, c: Config, env: Environment, prompts, turns, temperature,
     """
     requests = [env.feedback_request] * feedback + [env.correction_request]
     generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
-    return sample_many(model, env, prompts, requests * (turns - 1), c, temperature, generator)
+    requests = requests * (turns - 1)
+    sampling = c.max_new, temperature, generator, c.sample_batch
+    return sample_dialogues(model, env.tokenizer, prompts, requests, *sampling)
 
 
 def after_attempt(env: Environment, problem: Problem, attempt: str) -> list[int]:
@@ -162,7 +174,8 @@ def report(folder: Path, device: torch.device) -> None:
     missing = f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
     require((folder / "base.pt").exists(), missing)
     read_log(folder)  # an error now rather than after the evaluation
-    results, (base, c) = {}, load_model(folder / "base.pt", device)
+    results, (base, base_c) = {}, load_model(folder / "base.pt", device)
+    c = base_c
     names = dict.fromkeys(["base", *(stage.name for stage in stages(c))])
     for name in [name for name in names if (folder / f"{name}.pt").exists()]:
         model, c = load_model(folder / f"{name}.pt", device)
@@ -171,7 +184,7 @@ def report(folder: Path, device: torch.device) -> None:
         is_toy = hasattr(load_task(c.task), "DIGITS_PER_TOKEN")  # there more turns cost little
         greedy, transcripts = evaluate(model, c, problems, turns=max(5, c.turns) if is_toy else c.turns)
         sampled, _ = evaluate(model, c, problems, temperature=1.0)
-        training, _ = evaluate(model, c, training_problems_of(c, c.eval_n))
+        training, _ = evaluate(model, c, training_problems_of(base_c, c.eval_n, name == "base"))
         results[name] = {"greedy": greedy, "sampled": sampled, "training": training}
         results[name]["swap"] = swap_test(model, c, transcripts)
         results[name]["drift_kl"] = drift(model, base, c, problems)

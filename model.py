@@ -47,31 +47,30 @@ class GPTConfig:
 class KVCache:
     """Keys and values of each row's first `lengths[b]` tokens. Rows grow at their own pace and have no holes.
 
-    A forward pass writes its T tokens behind each row's valid ones and leaves `lengths` alone. `advance` then
-    says how many of them count; the next pass overwrites the others. A pass over n rows continues the first n
-    rows: to pause a row, `move` it behind them first.
+    A forward pass writes its T tokens behind each row's valid ones and leaves `lengths` alone. `keep` or
+    `advance` then says how many of them count; the next pass overwrites the others.
     """
 
     def __init__(self, config: GPTConfig, batch: int, max_len: int, device=None, dtype=None):
         shape = (config.n_layer, 2, batch, config.n_kv_head, max_len, config.head_dim)
         self.data = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # [B]
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # [B], only changed in place
         self.longest = 0  # a bound of `lengths` that the host knows, so that no step waits for the device
 
-    def advance(self, counts: Tensor | int, longest: int) -> None:
-        """Row b keeps the first `counts[b]` of the tokens just written. Then no row exceeds `longest`."""
-        self.lengths = self.lengths + counts
-        self.longest = longest
+    def keep(self, lengths: list[int]) -> None:
+        """From now on row b has `lengths[b]` tokens."""
+        self.lengths.copy_(torch.tensor(lengths))
+        self.longest = max(lengths)
 
-    def move(self, to: Tensor, source: Tensor) -> None:
-        """Row source[i] goes to place to[i]. Both are [n] and name the same rows, in another order."""
-        self.data[:, :, to, :, : self.longest] = self.data[:, :, source, :, : self.longest]
-        self.lengths[to] = self.lengths[source]
+    def advance(self) -> None:
+        """Each row keeps one token more."""
+        self.lengths += 1
+        self.longest += 1
 
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v [B, Hkv, T, D] at `positions` [B, T]; returns both up to column longest + T."""
         rows, end = torch.arange(len(k), device=k.device)[:, None], self.longest + k.shape[2]
-        keys, values = self.data[layer, :, : len(k), :, :end]
+        keys, values = self.data[layer, ..., :end, :]
         for stored, new in ((keys, k), (values, v)):
             stored.transpose(1, 2)[rows, positions] = new.transpose(1, 2).to(stored.dtype)
         return keys, values
@@ -208,7 +207,7 @@ class GPT(nn.Module):
         steps = torch.arange(T, device=ids.device)
         positions, mask = steps[None], None  # [1, T]
         if cache is not None:
-            positions = cache.lengths[: len(ids), None] + steps  # [B, T]
+            positions = cache.lengths[:, None] + steps  # [B, T]
             if cache.longest:  # else causality is mask enough, as nothing stands before these tokens
                 columns = torch.arange(end, device=ids.device)
                 mask = (columns <= positions[:, :, None])[:, None]  # [B, 1, T, S] its own past

@@ -5,13 +5,14 @@ Sampled ids are never decoded and encoded again, and one KV cache is carried fro
 computed twice.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
-from engine.decode import fast_sample_turn
+from engine.decode import replayed
 from model import GPT, KVCache
 
 
@@ -22,7 +23,6 @@ class Rollout:
     ids: Tensor  # [B, T] padded on the right; the padding means nothing
     lengths: Tensor  # [B] tokens of each row without the padding
     masks: Tensor  # [B, K, T] bool: the tokens sampled in each turn, with its end-of-turn token
-    log_probs: Tensor  # [B, T] the sampler's log-prob of each sampled token, else 0; for tests
     ended: Tensor  # [B, K] bool: the turn came to its end-of-turn token before the length limit
     texts: list[list[str]] = field(repr=False)  # [B][K] the text of each turn, without its end-of-turn token
 
@@ -31,7 +31,6 @@ class Rollout:
         return self.ids[b, : self.lengths[b]].tolist()
 
 
-@torch.no_grad()
 def sample_dialogues(
     model: GPT,
     tokenizer: Tokenizer,
@@ -40,96 +39,123 @@ def sample_dialogues(
     max_new: int,
     temperature: float,
     generator: torch.Generator | None = None,
+    at_once: int = 256,
 ) -> Rollout:
     """Dialogues of K = len(requests) + 1 turns: the model answers `prompts[b]`, then each of `requests`.
 
     The requests are the same for every row, so they can't reveal whether the attempt before was right. A turn
     ends with the end-of-turn token or after `max_new` tokens; a turn that was cut off is closed before the
     next request. A prompt may itself hold whole turns, such as a first attempt by somebody else. Temperature
-    0 is greedy. `generator` is the only source of randomness.
+    0 is greedy. `generator` is the only source of randomness. `at_once` rows are sampled together: that
+    bounds the memory of keys and values.
     """
-    device, B, K, end = model.embed.weight.device, len(prompts), len(requests) + 1, tokenizer.end_id
+    end, device, dialogues = tokenizer.end_id, model.embed.weight.device, []
+    for i in range(0, len(prompts), at_once):
+        part = prompts[i : i + at_once]
+        dialogues += sample_rows(model, part, requests, end, max_new, temperature, generator)
+    ids, lengths = right_pad([row for row, _ in dialogues], end, device)  # [B, T], [B]
+    spans = torch.tensor([spans for _, spans in dialogues], device=device)  # [B, K, 2]
+    starts, stops = spans.unbind(-1)  # [B, K] each
+    texts = [
+        [tokenizer.decode([i for i in row[start:stop] if i != end]) for start, stop in spans]
+        for row, spans in dialogues
+    ]
+    masks, ended = turn_masks(starts, stops, ids.shape[1]), ids.gather(1, stops - 1) == end
+    return Rollout(ids, lengths, masks, ended, texts)
+
+
+def offline_dialogues(first: GPT, model: GPT, tokenizer, prompts, requests, *sampling) -> Rollout:
+    """Dialogues whose first attempt the model `first` makes (an ablation of section 5.3). It is context only:
+    its masks are False. `sampling` are the further arguments of `sample_dialogues`.
+    """
+    given = sample_dialogues(first, tokenizer, prompts, [], *sampling)
+    closed = [given.row(b) for b in range(len(prompts))]
+    closed = [row if row[-1] == tokenizer.end_id else [*row, tokenizer.end_id] for row in closed]
+    rest = sample_dialogues(model, tokenizer, [row + requests[0] for row in closed], requests[1:], *sampling)
+    masks = torch.cat((torch.zeros_like(rest.masks[:, :1]), rest.masks), dim=1)
+    texts = [a + b for a, b in zip(given.texts, rest.texts, strict=True)]
+    return Rollout(rest.ids, rest.lengths, masks, torch.cat((given.ended, rest.ended), dim=1), texts)
+
+
+@torch.no_grad()
+def sample_rows(
+    model: GPT,
+    prompts: list[list[int]],
+    requests: list[list[int]],
+    end: int,
+    max_new: int,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """The dialogues of `sample_dialogues`: for each its ids, and where in them each turn's sampled tokens
+    start and stop.
+    """
+    device, B, K = model.embed.weight.device, len(prompts), len(requests) + 1
     width = max(map(len, prompts)) + K * max_new + sum(len(request) + 1 for request in requests)
     cache = KVCache(model.config, B, width, device, model.embed.weight.dtype)
-    ids = torch.full((B, width), end, device=device)
-    log_probs = torch.zeros(B, width, device=device)
-    starts, stops = torch.zeros(2, B, K, dtype=torch.long, device=device)  # where each turn's tokens are
-    ended = torch.zeros(B, K, dtype=torch.bool, device=device)
+    step = replayed(model, cache) if device.type == "cuda" else lambda ids: model.hidden(ids, cache)
     # Each row has its own random numbers, so what it samples does not depend on the other rows.
     precise = torch.float32 if device.type == "mps" else torch.float64
     uniform = torch.rand(B, K, max_new, dtype=precise, device=device, generator=generator)
-    rows, steps = torch.arange(B, device=device)[:, None], torch.arange(max_new, device=device)
+    rows, seen = [list(prompt) for prompt in prompts], [0] * B  # `seen`: tokens of each row in the cache
+    spans = [[] for _ in rows]
     for turn in range(K):
-        new_ids, counts = right_pad(prompts, end, device)  # [B, P], [B]
-        ids[rows, cache.lengths[:, None] + torch.arange(new_ids.shape[1], device=device)] = new_ids
-        hidden = model.hidden(new_ids, cache)[rows[:, 0], counts - 1]  # [B, C] at the last prompt token
-        cache.advance(counts, cache.longest + new_ids.shape[1])
-        starts[:, turn] = cache.lengths
-        # `sample_turn` below says plainly what the fast one does. A test holds the two equal.
-        tokens, token_log_probs = fast_sample_turn(
-            model, cache, hidden, end, temperature, uniform[:, turn], sample_token
-        )  # [B, max_new] each
-        is_end = tokens == end
-        ended[:, turn] = is_end.any(1)
-        counts = torch.where(ended[:, turn], is_end.int().argmax(1) + 1, max_new)  # [B] tokens of this turn
-        is_sampled, columns = steps < counts[:, None], starts[:, turn, None] + steps  # [B, max_new]
-        if not torch.where(is_sampled, token_log_probs, 0.0).isfinite().all():
-            raise FloatingPointError("the model's logits are not finite: lower the learning rate")
-        ids[rows, columns] = torch.where(is_sampled, tokens, end)
-        log_probs[rows, columns] = torch.where(is_sampled, token_log_probs, 0.0)
-        stops[:, turn] = starts[:, turn] + counts
-        cache.lengths = stops[:, turn] - 1  # the model has not seen the last token: it opens the next prompt
-        cache.longest = int(cache.lengths.max())
-        if turn < len(requests):
-            last = tokens.gather(1, counts[:, None] - 1)[:, 0].tolist()
-            prompts = [[i, *requests[turn]] if i == end else [i, end, *requests[turn]] for i in last]
-    T = cache.longest + 1
-    texts = [
-        [tokenizer.decode([i for i in row[a:b] if i != end]) for a, b in zip(*bounds, strict=True)]
-        for row, *bounds in zip(ids.tolist(), starts.tolist(), stops.tolist(), strict=True)
-    ]
-    return Rollout(ids[:, :T], stops[:, -1], turn_masks(starts, stops, T), log_probs[:, :T], ended, texts)
+        if turn > 0:
+            for row in rows:
+                row += requests[turn - 1] if row[-1] == end else [end, *requests[turn - 1]]
+        new_ids, counts = right_pad([row[n:] for row, n in zip(rows, seen, strict=True)], end, device)
+        hidden = model.hidden(new_ids, cache)[torch.arange(B, device=device), counts - 1]  # [B, C]
+        cache.keep([len(row) for row in rows])
+        tokens = sample_turn(model, cache, step, hidden, end, temperature, uniform[:, turn])  # [B, max_new]
+        for row, turns, sampled in zip(rows, spans, tokens.tolist(), strict=True):
+            sampled = sampled[: sampled.index(end) + 1] if end in sampled else sampled
+            turns.append((len(row), len(row) + len(sampled)))
+            row += sampled
+        seen = [len(row) - 1 for row in rows]  # the model has not read the last token: it opens the next pass
+        cache.keep(seen)
+    return list(zip(rows, spans, strict=True))
 
 
 def sample_turn(
-    model: GPT, cache: KVCache, hidden: Tensor, end: int, temperature: float, uniform: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One turn of every row: tokens and their log-probs, [B, max_new] each.
+    model: GPT, cache: KVCache, step: Callable, hidden: Tensor, end: int, temperature: float, uniform: Tensor
+) -> Tensor:
+    """One turn of every row: tokens [B, max_new]. What stands behind a row's first `end` means nothing.
 
     `hidden` [B, C] is the model's state at each row's last prompt token, which the cache holds already.
-    `uniform` [B, max_new] has a random number for each token. What stands behind a row's first `end` means
-    nothing, and the cache's lengths afterwards mean nothing either.
+    `step(ids [B, 1])` is `model.hidden(ids, cache)`. `uniform` [B, max_new] has a random number for each
+    token. Rows that have ended go on until all have; that costs less than to take them out. The cache's
+    lengths afterwards mean nothing. FloatingPointError if the model's states are not finite.
     """
     tokens = torch.full(uniform.shape, end, device=hidden.device)
-    log_probs = torch.zeros(uniform.shape, device=hidden.device)
     has_ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
     for i in range(uniform.shape[1]):
-        tokens[:, i], log_probs[:, i] = sample_token(model.head(hidden), temperature, uniform[:, i])
+        tokens[:, i] = sample_token(model.head(hidden), temperature, uniform[:, i])
         has_ended |= tokens[:, i] == end
-        if has_ended.all() or i + 1 == uniform.shape[1]:
+        may_look = hidden.device.type == "cpu" or i % 8 == 7  # elsewhere a look makes us wait for the device
+        if i + 1 == uniform.shape[1] or (may_look and has_ended.all()):
             break
-        hidden = model.hidden(tokens[:, i, None], cache)[:, 0]  # [B, C]
-        cache.advance(1, cache.longest + 1)
-    return tokens, log_probs
+        hidden = step(tokens[:, i, None])[:, 0]  # [B, C]
+        cache.advance()
+    if not hidden.isfinite().all():
+        raise FloatingPointError("the model's states are not finite: lower the learning rate")
+    return tokens
 
 
-def sample_token(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """One token a row [n] and its log-prob [n], from logits [n, V] and a random number a row, uniform [n].
+def sample_token(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """One token a row [n], from logits [n, V] and a random number a row, uniform [n].
 
-    Temperature 0 takes the likeliest token; its log-prob is that at temperature 1. Otherwise the token is a
-    sample of softmax(logits / temperature), and so is its log-prob. Inverse-CDF sampling: `uniform` is in
-    [0, 1), and the token is the first whose cumulative probability reaches 1 - uniform. That is above 0, so a
-    token of probability 0 is never taken. The sum has uniform's precision, float64, because float32 would
-    swallow the rare tokens of a large vocabulary.
+    Temperature 0 takes the likeliest token. Otherwise the token is a sample of softmax(logits / temperature),
+    by the inverse of its cumulative distribution: `uniform` is in [0, 1), and the token is the first whose
+    cumulative probability reaches 1 - uniform. That is above 0, so a token of probability 0 is never taken.
+    The sum has uniform's precision, float64, because float32 would swallow the rare tokens of a large
+    vocabulary.
     """
-    probs = (logits.float() / (temperature or 1.0)).softmax(-1)
     if temperature == 0:
-        tokens = probs.argmax(-1, keepdim=True)  # [n, 1]
-    else:
-        cumulative = probs.cumsum(-1, dtype=uniform.dtype)  # [n, V]
-        tokens = torch.searchsorted(cumulative, (1 - uniform[:, None]) * cumulative[:, -1:])
-        tokens = tokens.clamp(max=probs.shape[-1] - 1)  # NaN would point behind the last token
-    return tokens[:, 0], probs.gather(1, tokens)[:, 0].log()
+        return logits.argmax(-1)
+    probs = (logits.float() / temperature).softmax(-1)
+    cumulative = probs.cumsum(-1, dtype=uniform.dtype)  # [n, V]
+    tokens = torch.searchsorted(cumulative, (1 - uniform[:, None]) * cumulative[:, -1:])[:, 0]
+    return tokens.clamp(max=probs.shape[-1] - 1)  # NaN would point behind the last token
 
 
 def turn_masks(starts: Tensor, stops: Tensor, T: int) -> Tensor:

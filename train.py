@@ -1,27 +1,27 @@
 """SCoRe: a small GPT learns to correct its own answers (Kumar et al., arXiv 2409.12917).
 
     python train.py                                  the default run, into out/default/
-    python train.py --preset=quick                   a short Stage I from a base that is here already
     python train.py --preset=smoke                   all parts in seconds; too short to learn anything
     python train.py --help                           every setting with its reason
     python train.py --resume=out/default             go on after a stop
 
-Read it in this order. `rollout_batch` samples dialogues and turns their rewards into advantages.
-`policy_loss` is the loss on them. `stages` says which coefficients they get when. `train` is the loop, with
-`backward()` in it. Everything else that a run needs is in engine/.
+Read it from the end. `train` goes through the stages. `reinforce` is the loop of an RL stage, with
+`backward()` and `optimizer.step()` in it. `rollout_batch` samples dialogues and turns their rewards into
+advantages, and `policy_loss` is the loss on them. `stages` says which coefficients they get when.
 
 Where this differs from the paper:
 - The baseline of turn 2 compares only dialogues whose first attempt had the same outcome: see `advantages`.
-- Stage II has a KL weight of its own, because the bonus makes turn 2's advantages 11-fold. Muon learns beside
-  Adam.
+- Stage II has a KL weight of its own, because the bonus makes turn 2's advantages 11-fold.
 - We take the last checkpoint of each stage. The paper takes the one with the highest training reward.
 Where the paper says nothing:
 - The KL is that of each turn, given its prompt. Its gradient is exact: see `policy_loss`.
+- The reference of the KL is the base, in Stage II too.
 - We sum over a turn's tokens and take the mean over rows: the gradient of a sequence's expected reward.
-- Each stage has fresh optimizers and the schedule of `learning_rate`.
+- Each stage has a fresh optimizer and the schedule of `learning_rate`.
+What follows from the equations: with gamma = 0 the bonus alpha (r2 - r1) only multiplies turn 2's advantage
+by 1 + alpha in expectation, because turn 2 can't change r1. So it sets how much turn 2's reward weighs
+against turn 1's and against the KL.
 """
-
-import engine.interrupt  # noqa: F401, I001 (before the slow imports)
 
 import sys
 from collections import Counter
@@ -31,22 +31,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import Environment
+from data import Environment, seeded
 from data.reading import checked
 from engine import build
 from engine.cli import run_alone, run_script
 from engine.folder import open_run
 from engine.hf import load_pretrained
-from engine.log import rollout_metrics
 from engine.memory import in_chunks, micro_batches
 from engine.options import option, require
-from engine.processes import add_up, gather_rows, my_rows, rank
-from engine.run import Run
-from engine.sampling import training_rollouts
+from engine.processes import average_gradients, my_rows, rank
+from engine.run import Run, learning_rate, rollout_metrics
 from engine.settings import STEPS, Settings, parse_args
-from engine.supervised import supervised_batch, supervised_loss
+from engine.sharding import unsharded
+from engine.supervised import supervise
 from model import GPT
 from rewards import correctness, turn_returns, turn_rewards
+from rollout import offline_dialogues, sample_dialogues
 
 
 @dataclass
@@ -56,48 +56,45 @@ class Config(Settings):
     turns: int = option(2, "attempts; each beyond 2 adds a part to Stage I, as long as the first (A.1)", 2, 6)
     stage1_steps: int = option(300, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
     stage2_steps: int = option(150, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
-    interleave: int = option(1, "how often the two stages alternate (v1 of the paper: 2)", 1, STEPS)
     batch: int = option(256, "dialogues an update", 1, 10**4)
     samples_per_problem: int = option(1, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
     baseline: str = option("by_outcome", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))
-    lr: float = option(0.005, "learning rate in Stage I", 0, 10)
-    stage2_lr: float = option(0.003, "learning rate in Stage II", 0, 10)
-    max_grad_norm: float = option(1.0, "gradient clipping", 1e-6)
+    lr: float = option(0.0005, "learning rate in Stage I", 0, 10)
+    stage2_lr: float = option(0.0003, "learning rate in Stage II", 0, 10)
+    max_grad_norm: float = option(1.0, "gradients are shortened to it; in Stage II most are longer", 1e-6)
     max_new: int = option(24, "longest attempt in tokens; a longer one is cut off and is wrong", 1, 10**5)
     temperature: float = option(1.0, "of sampling and of the loss; the paper's value", 1e-3, 1e3)
     alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value", 0)
     gamma: float = option(0.0, "a turn's share of the next one's return in Stage II; the paper's value", 0, 1)
-    beta1: float = option(0.01, "KL weight of turn 2 in Stage I: weak", 0)
-    beta2: float = option(0.5, "KL weight of turn 1 in Stage I: strong", 0)
+    beta1: float = option(0.01, "the paper's name for the KL weight of TURN 2 in Stage I: weak", 0)
+    beta2: float = option(0.5, "the paper's name for the KL weight of TURN 1 in Stage I: strong", 0)
     stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold", 0)
     stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL", 0)
     stage2_weight2: float = option(1.0, "Stage II's weight of later turns' rewards; 0 also drops their KL", 0)
-    offline_share: float = option(0.0, "share of first attempts made by the base (paper, section 5.3)", 0, 1)
+    offline_first: bool = option(False, "an ablation of section 5.3: the base makes all first attempts of RL")
 
     def __post_init__(self):
         super().__post_init__()
-        n, several = self.samples_per_problem, self.samples_per_problem > 1
-        require(self.turns == 2 or not self.offline_share, "turns above 2 need offline_share=0")
-        require(self.baseline != "rloo" or several, "baseline=rloo needs --samples_per_problem=2 or more")
-        whole = self.stage1_steps % self.interleave == self.stage2_steps % self.interleave == 0
-        require(whole, f"interleave={self.interleave} must divide stage1_steps and stage2_steps")
+        n = self.samples_per_problem
+        require(self.turns == 2 or not self.offline_first, "offline_first needs turns=2")
+        require(self.baseline != "rloo" or n > 1, "baseline=rloo needs --samples_per_problem=2 or more")
         require(self.batch % n == 0, f"batch={self.batch} is not a multiple of samples_per_problem={n}")
         require(self.stage2_weight2 or not self.alpha, "stage2_weight2=0 drops turn 2: alpha must be 0")
         require(self.stage2_weight1 or not self.gamma, "stage2_weight1=0 drops turn 1: gamma must be 0")
-        require(not self.shard or not self.offline_share, "shard needs offline_share=0")
+        require(not (self.shard and self.offline_first), "shard needs offline_first=false")
 
 
 @dataclass
 class Stage:
-    """A row of coefficients. `weights` and `betas`: one for each turn. `weights` None: supervised."""
+    """A row of coefficients. `weights` and `betas`: one for each turn. A supervised stage has no weights."""
 
     name: str
     steps: int
     lr: float
-    weights: tuple[float, ...] | None = None  # of the turns' rewards
+    weights: tuple[float, ...] = ()  # of the turns' rewards
     alpha: float = 0.0
     gamma: float = 0.0
-    betas: tuple[float, ...] = (0.0, 0.0)  # of the turns' KL
+    betas: tuple[float, ...] = ()  # of the turns' KL
     reference: str = "base"  # the checkpoint that the KL is measured against
 
 
@@ -107,53 +104,51 @@ def stages(c: Config) -> list[Stage]:
     The base stage is there if `makes_base(c)`. With `imitate` the stage of that name follows. Stages of 0
     steps are left out. With three turns Stage I has two parts (ICLR version, A.1): `stage1` rewards turn
     2 and holds turn 1 to the base, `stage1b` rewards turn 3 and holds turns 1 and 2 to the model after
-    `stage1`; and so on with more turns. A turn of weight 0 in Stage II has no KL either. `interleave` repeats
-    the stages, each with its share of the steps.
+    `stage1`; and so on with more turns. A turn of weight 0 in Stage II has no KL either.
     """
     rows = [Stage("base", c.base_steps, c.base_lr)] if build.makes_base(c) else []
     rows += [Stage("imitate", c.imitate_steps, c.lr)] if c.imitate else []
-    one, two = c.stage1_steps // c.interleave, c.stage2_steps // c.interleave
-    for _ in range(c.interleave):
-        reference = "base"
-        for held, name in enumerate(("stage1", "stage1b", "stage1c", "stage1d", "stage1e")[: c.turns - 1], 1):
-            weights, betas = (0.0,) * held + (1.0,), (c.beta2,) * held + (c.beta1,)  # held turns, then one
-            rows.append(Stage(name, one, c.lr, weights, betas=betas, reference=reference))
-            reference = name
-        weights = (c.stage2_weight1,) + (c.stage2_weight2,) * (c.turns - 1)
-        betas = tuple(c.stage2_beta if weight else 0.0 for weight in weights)
-        rows.append(Stage("stage2", two, c.stage2_lr, weights, c.alpha, c.gamma, betas))
+    reference = "base"
+    for turn, name in enumerate(("stage1", "stage1b", "stage1c", "stage1d", "stage1e")[: c.turns - 1], 1):
+        weights, betas = (0.0,) * turn + (1.0,), (c.beta2,) * turn + (c.beta1,)  # `turn` turns are held
+        rows.append(Stage(name, c.stage1_steps, c.lr, weights, betas=betas, reference=reference))
+        reference = name
+    weights = (c.stage2_weight1,) + (c.stage2_weight2,) * (c.turns - 1)
+    betas = tuple(c.stage2_beta if weight else 0.0 for weight in weights)
+    rows.append(Stage("stage2", c.stage2_steps, c.stage2_lr, weights, c.alpha, c.gamma, betas))
     return [row for row in rows if row.steps]
 
 
 # ---------------------------------------------------------------------------------- dialogues and rewards
 
 
-def rollout_batch(c: Config, stage: Stage, key: tuple, env: Environment, policy: GPT, reference: GPT):
-    """Samples dialogues (`sample_dialogues` in rollout.py) and scores them. `key` is (stage index, step).
+def rollout_batch(c: Config, stage: Stage, update: int, env: Environment, policy: GPT, reference: GPT):
+    """Samples dialogues (`sample_dialogues` in rollout.py) and scores them.
 
-    Returns a batch with `ids` [B, T], `masks` [B, K, T] and `advantages` [B, K] of this process's B rows;
-    what to log, over the whole batch; and an example (problem, texts, correct) to show.
+    `update` is the number of the update in the run; it decides the problems and the random numbers. Returns
+    the batch with `ids` [B, T], `masks` [B, K, T] and `advantages` [B, K] of this process's B rows; what to
+    log of it; and an example (problem, texts, correct) to show.
     """
-    mine = my_rows(c.batch)  # with one process: all of them
-    problems = [env.problem(problem_number(c, key, i)) for i in mine]
-    rollout = training_rollouts(c, env, policy, problems, len(stage.weights), key, reference)
+    rows, n = my_rows(c.batch), c.samples_per_problem  # with one process: all rows
+    problems = [env.problem((update * c.batch + row) // n) for row in rows]
+    prompts, requests = env.prompts(problems), [env.correction_request] * (len(stage.weights) - 1)
+    seed = seeded(c.seed, "rollouts", update, rank())
+    generator = torch.Generator(policy.embed.weight.device).manual_seed(seed)
+    sampling = requests, c.max_new, c.temperature, generator, c.sample_batch
+    if c.offline_first:
+        rollout = offline_dialogues(reference, policy, env.tokenizer, prompts, *sampling)
+    else:
+        sampler = unsharded(policy) if c.shard else policy
+        rollout = sample_dialogues(sampler, env.tokenizer, prompts, *sampling)
 
     correct, failures = correctness(env.task, problems, rollout.texts, rollout.ended)  # [B, K] bool
     rewards = turn_rewards(correct, stage.weights, stage.alpha)  # [B, K] <- change the reward here
-    all_correct, all_rewards = gather_rows(correct, rewards)  # [batch, K] with the rows of all processes
-    problem_of = torch.arange(c.batch, device=correct.device) // c.samples_per_problem  # [batch]
-    advantage = advantages(turn_returns(all_rewards, stage.gamma), all_correct, problem_of, c.baseline)
+    problem_of = torch.arange(len(problems), device=correct.device) // n  # [B]
+    advantage = advantages(turn_returns(rewards, stage.gamma), correct, problem_of, c.baseline)
 
-    metrics = rollout_metrics(rollout, all_correct, all_rewards, advantage, failures, len(mine) / c.batch)
-    batch = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage[mine.start : mine.stop]}
+    batch = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage}
+    metrics = rollout_metrics(rollout, correct, rewards, advantage, failures)
     return batch, metrics, (problems[-1], rollout.texts[-1], correct[-1].tolist())
-
-
-def problem_number(c: Config, key: tuple[int, int], row: int) -> int:
-    """The number of a row's problem. Every step has its own. The base's demonstrations come before 10**9."""
-    stage_index, step = key
-    problems_a_step = c.batch // c.samples_per_problem
-    return 10**9 + (stage_index * STEPS + step) * problems_a_step + row // c.samples_per_problem
 
 
 def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: str) -> Tensor:
@@ -242,8 +237,8 @@ def token_scores(
             log_q = (reference.head(reference_hidden).float() / temperature).log_softmax(-1)  # [n, V]
         log_p = (model.head(hidden).float() / temperature).log_softmax(-1)  # [n, V]
         p = log_p.exp()
-        # "- p + q" adds up to 0. It makes the gradient exactly 0 where p = q, which rounding would miss; Muon
-        # and Adam make a full step of any gradient, however small.
+        # "- p + q" adds up to 0. It makes the gradient exactly 0 where p = q, which rounding would miss; Adam
+        # makes a full step of any gradient, however small.
         kl = (p * (log_p - log_q) - p + log_q.exp()).sum(-1)
         entropy = -(p * log_p).sum(-1).detach()
         return log_p.gather(1, targets[:, None])[:, 0], kl, entropy
@@ -254,48 +249,41 @@ def token_scores(
 # ---------------------------------------------------------------------------------- the loop
 
 
-def learning_rate(stage: Stage, step: int) -> float:
-    """Ten steps of warm-up, then constant, then linearly down to zero over the second half of the stage."""
-    return stage.lr * min(1.0, (step + 1) / 10, 2 * (1 - step / stage.steps))
-
-
-MEASURE = Stage("measure", 1, 0.0, (1.0, 1.0))  # for looking at the model during a supervised stage
-
-
 def train(c: Config, state: dict) -> None:
     """Runs all stages. `state` is the content of last.pt, or {} for a new run."""
     run = Run(c, state, stages(c))
-    policy, env = run.policy, run.env
     for index, stage in run.stages_left():
-        reference = run.start_stage(index, stage)
-        for step in run.steps_left(stage):
-            key, metrics, example = (index, step), {}, None
-
-            # 1. A batch of dialogues: sampled and scored, or in a supervised stage given.
-            if stage.weights is not None:
-                batch, metrics, example = rollout_batch(c, stage, key, env, policy, reference)
-            else:
-                if step == 0 or (step + 1) % c.show_every == 0:  # only measured: points of the learning curve
-                    _, metrics, example = rollout_batch(c, MEASURE, key, env, policy, policy)
-                batch, tokens = supervised_batch(c, stage.name, step, env, policy, run.traces)
-
-            # 2. The gradient. Micro-batches bound the memory; their gradients add up to the whole batch's.
-            sums = Counter()
-            for micro in micro_batches(batch, c.micro_batch, c.shard):
-                if stage.weights is not None:
-                    loss, parts = policy_loss(policy, reference, micro, stage.betas, c.temperature, c.batch)
-                else:
-                    loss, parts = supervised_loss(policy, micro, tokens), {}
-                loss.backward()
-                sums.update({"loss": loss.item(), **parts})  # adds up
-
-            # 3. The update: sum the gradients over the processes, clip, step.
-            metrics |= add_up(sums)
-            metrics["grad_norm"] = run.update(stage, step, learning_rate(stage, step), metrics["loss"])
-
-            # 4. Show and save.
-            run.log_and_save(index, stage, step, metrics, example)
+        if stage.weights:
+            reinforce(run, index, stage)
+        else:
+            supervise(run, index, stage)
         run.end_stage(index, stage)
+
+
+def reinforce(run: Run, index: int, stage: Stage) -> None:
+    """Trains the policy through an RL stage."""
+    c, policy, reference, optimizer = run.c, run.policy, run.load(stage.reference), run.start_stage(index)
+    weights = optimizer.param_groups[0]["params"]
+    for step in run.steps_left(index, stage):
+        # 1. A batch of dialogues, sampled and scored.
+        batch, metrics, example = rollout_batch(c, stage, index * STEPS + step, run.env, policy, reference)
+
+        # 2. The gradient. Micro-batches bound the memory; their gradients add up to the whole batch's.
+        sums = Counter()
+        for micro in micro_batches(batch, c.micro_batch):
+            loss, parts = policy_loss(policy, reference, micro, stage.betas, c.temperature, len(batch["ids"]))
+            loss.backward()
+            sums.update({"loss": loss.item(), **parts})  # adds up
+
+        # 3. The update.
+        average_gradients(weights)  # over the processes, if there are several
+        grad_norm = torch.nn.utils.clip_grad_norm_(weights, c.max_grad_norm).item()
+        optimizer.param_groups[0]["lr"] = learning_rate(stage, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        # 4. Show and save.
+        run.log_and_save(index, stage, step, metrics | sums | {"grad_norm": grad_norm}, example)
 
 
 def load_model(path: str | Path, device) -> tuple[GPT, Config]:

@@ -25,6 +25,7 @@ A task that reads its problems from files is for pretrained models (gsm8k, math,
     verdicts(pairs)             of (problem, text) pairs: see `verdicts` below
 """
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -71,26 +72,26 @@ def load_task(name: str):
     return importlib.import_module(f"data.{name}")
 
 
-class Environment(NamedTuple):
+@dataclasses.dataclass
+class Environment:
     """What the policy talks to: a task, its texts as ids, and its training problems by number."""
 
     task: object  # a module, see above
     tokenizer: Tokenizer
-    problem: Callable[..., Problem] | None = None  # see `train_problems`; evaluation needs none
+    problem: Callable[[int], Problem] | None = None  # RL's, see `train_problems`; evaluation needs none
+    demo_problem: Callable[[int, int], Problem] | None = None  # the base's, see `demo_problems`
 
     def prompts(self, problems: list[Problem]) -> list[list[int]]:
         """The ids x1 of each problem's first turn."""
         return [self.tokenizer.user_turn(p.prompt) for p in problems]
 
-    @property
+    @functools.cached_property
     def correction_request(self) -> list[int]:
-        """The ids x2 that ask for a second attempt. They are the same for every problem and every first
-        attempt.
-        """
+        """The ids x2 that ask for a second attempt, the same for every problem and every first attempt."""
         request = getattr(self.task, "CORRECTION_REQUEST", CORRECTION_REQUEST)
         return self.tokenizer.user_turn(request, first=False)
 
-    @property
+    @functools.cached_property
     def feedback_request(self) -> list[int]:
         """The ids that ask the model to judge its own attempt (Self-Refine)."""
         request = getattr(self.task, "FEEDBACK_REQUEST", FEEDBACK_REQUEST)
@@ -124,33 +125,75 @@ def is_in_file(task, test_data: str) -> Callable[[str], bool]:
 
 
 def train_problems(
-    task, size: int, seed: int, train_data: str = "", test_data: str = ""
-) -> Callable[..., Problem]:
-    """A function that gives training problem number i. It depends on (seed, i) alone, so resuming needs no
-    saved position. For a task that draws its problems it takes another size, too: problem(i, size).
+    task, size: int, seed: int, n: int = 0, train_data: str = "", test_data: str = ""
+) -> Callable[[int], Problem]:
+    """A function that gives RL's training problem number i. It depends on (seed, i) alone, so resuming needs
+    no saved position.
 
-    Problems from files come in a new order in each epoch. A problem that is also in the test file is left
-    out.
+    There are `n` different problems, which come in a new order in each epoch. With n = 0 a task that draws
+    its problems draws each anew, and a file gives all its rows. A problem that is held out, or also in the
+    test file, is left out. ValueError if there are fewer than `n`.
     """
-    if hasattr(task, "sample"):
-
-        def drawn(index: int, size: int = size) -> Problem:
-            rng = Random(f"{seed}/train/{index}")
-            while is_held_out((problem := task.sample(rng, size)).prompt, seed):
-                pass
-            return problem
-
-        return drawn
-    is_test = is_in_file(task, test_data)
-    rows = [p for p in task.read(train_data, "train") if not is_test(p.prompt)]
-    if not rows:
-        raise ValueError(f"every problem of {train_data} is in {test_data} too: there is nothing to train on")
+    if hasattr(task, "sample") and not n:
+        return lambda index: drawn(task, size, f"{seed}/rl/{index}", lambda prompt: is_held_out(prompt, seed))
+    rows = finite_problems(task, size, seed, n, train_data, test_data)
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> list[int]:
         return Random(f"{seed}/train/epoch {epoch}").sample(range(len(rows)), len(rows))
 
     return lambda index: rows[order(index // len(rows))[index % len(rows)]]
+
+
+def finite_problems(task, size: int, seed: int, n: int, train_data: str, test_data: str) -> list[Problem]:
+    """The `n` different training problems of `train_problems`; all rows of the file if n = 0."""
+    if hasattr(task, "sample"):
+        rng = Random(f"{seed}/rl")
+        return different(task, size, rng, n, lambda prompt: is_held_out(prompt, seed), "train_n")
+    is_test = is_in_file(task, test_data)
+    rows = [p for p in task.read(train_data, "train") if not is_test(p.prompt)]
+    if not rows:
+        raise ValueError(f"every problem of {train_data} is in {test_data} too: there is nothing to train on")
+    if n > len(rows):
+        raise ValueError(f"{train_data} has only {len(rows)} problems to train on: lower --train_n={n}")
+    return Random(f"{seed}/rl").sample(rows, n) if n else rows
+
+
+def demo_problems(task, size: int, seed: int, n: int = 0) -> Callable[[int, int], Problem]:
+    """A function problem(i, size) for the base's demonstrations. With n > 0 it leaves out the `n` problems
+    that RL trains on, so that these are as new to the base as the held-out ones.
+    """
+    others = {p.prompt for p in finite_problems(task, size, seed, n, "", "")} if n else set()
+
+    def problem(index: int, size: int = size) -> Problem:
+        return drawn(task, size, f"{seed}/demo/{index}", lambda t: t in others or is_held_out(t, seed))
+
+    return problem
+
+
+def drawn(task, size: int, key: str, left_out: Callable[[str], bool]) -> Problem:
+    """The first problem that the generator of this key draws and that is not left out."""
+    rng = Random(key)
+    while left_out((problem := task.sample(rng, size)).prompt):
+        pass
+    return problem
+
+
+def different(
+    task, size: int, rng: Random, n: int, left_out: Callable[[str], bool], setting: str
+) -> list[Problem]:
+    """`n` different problems, in the order in which they are drawn. ValueError if the task has fewer."""
+    found, since_new = {}, 0
+    while len(found) < n:
+        problem = task.sample(rng, size)
+        since_new += 1
+        if not left_out(problem.prompt) and problem.prompt not in found:
+            found[problem.prompt], since_new = problem, 0
+        # All there are have been found: a last missing one turns up in a twentieth of these draws on average.
+        if since_new > 1000 + 20 * HELD_OUT_ONE_IN * len(found):
+            only = f"size={size} has only {len(found)} such problems, not {n}"
+            raise ValueError(f"{only}: lower --{setting} or raise --size")
+    return list(found.values())
 
 
 def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -> list[Problem]:
@@ -166,19 +209,8 @@ def held_out_problems(task, size: int, seed: int, n: int, test_data: str = "") -
             if len(rows) <= n
             else [rows[i] for i in sorted(Random("held-out").sample(range(len(rows)), n))]
         )
-    rng, found, since_new = Random(f"{seed}/held-out"), {}, 0
-    while len(found) < n:
-        problem = task.sample(rng, size)
-        since_new += 1
-        if is_held_out(problem.prompt, seed) and problem.prompt not in found:
-            found[problem.prompt], since_new = problem, 0
-        # All there are have been found: a last missing one turns up in a twentieth of these draws on average.
-        if since_new > 1000 + 20 * HELD_OUT_ONE_IN * len(found):
-            raise ValueError(
-                f"size={size} has only {len(found)} held-out problems, not {n}: "
-                "lower --eval_n (--n of eval.py) or raise --size"
-            )
-    return list(found.values())
+    rng, setting = Random(f"{seed}/held-out"), "eval_n (--n of eval.py)"
+    return different(task, size, rng, n, lambda prompt: not is_held_out(prompt, seed), setting)
 
 
 def verdicts(task, pairs: list[tuple[Problem, str]]) -> list[str]:

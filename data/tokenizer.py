@@ -7,6 +7,7 @@ nothing is downloaded.
 The tokenizers and the markup of pretrained models are in `engine/hf_tokenizer.py`.
 """
 
+import functools
 import itertools
 import string
 import unicodedata
@@ -41,7 +42,7 @@ class Tokenizer:
     form: str = ""  # Unicode normal form of its texts, e.g. "NFC"
     missing: frozenset[int] = frozenset()  # bytes that no token has: tiktoken would panic at a text with one
 
-    @property
+    @functools.cached_property
     def end_id(self) -> int:
         return self.encoding.encode_single_token(self.end)
 
@@ -66,15 +67,9 @@ class Tokenizer:
 
     def user_turn(self, text: str, first: bool = True) -> list[int]:
         """A prompt x: the user's words in their markup, up to where the model speaks."""
-
-        def markup(text: str) -> list[int]:
-            return self.encoding.encode(text, allowed_special="all")
-
-        return (
-            markup((self.begin if first else self.after) + self.user)
-            + self.encode(text)
-            + markup(self.assistant)
-        )
+        before = (self.begin if first else self.after) + self.user
+        before, after = (self.encoding.encode(t, allowed_special="all") for t in (before, self.assistant))
+        return before + self.encode(text) + after
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids. A model may have more ids than its tokenizer has tokens (rounded up): those are

@@ -10,6 +10,7 @@ import torch
 from data import (
     Environment,
     Problem,
+    demo_problems,
     held_out_problems,
     load_task,
     posed_problem,
@@ -56,8 +57,11 @@ def makes_base(c: Settings) -> bool:
 def make_environment(c: Settings, training: bool = True) -> Environment:
     """The task and its tokenizer, and with `training` its training problems."""
     task = load_task(c.task)
-    problem = train_problems(task, c.size, c.seed, c.train_data, c.test_data) if training else None
-    return Environment(task, make_tokenizer(c), problem)
+    if not training:
+        return Environment(task, make_tokenizer(c))
+    problem = train_problems(task, c.size, c.seed, c.train_n, c.train_data, c.test_data)
+    demo = demo_problems(task, c.size, c.seed, c.train_n) if makes_base(c) else None
+    return Environment(task, make_tokenizer(c), problem, demo)
 
 
 def problems_of(c: Settings, o) -> list[Problem]:
@@ -73,11 +77,14 @@ def held_out_of(c: Settings, n: int) -> list[Problem]:
     return held_out_problems(load_task(c.task), c.size, c.seed, n, c.test_data)
 
 
-def training_problems_of(c: Settings, n: int) -> list[Problem]:
-    """Up to `n` different problems that training draws from. Who is better on them than on held-out ones has
-    memorised.
+def training_problems_of(c: Settings, n: int, of_base: bool) -> list[Problem]:
+    """Up to `n` different problems that the base, or RL, draws from. Who is better on them than on held-out
+    ones has memorised.
     """
-    problem = train_problems(load_task(c.task), c.size, c.seed, c.train_data, c.test_data)
+    if of_base and makes_base(c):
+        problem = demo_problems(load_task(c.task), c.size, c.seed, c.train_n)
+    else:
+        problem = train_problems(load_task(c.task), c.size, c.seed, c.train_n, c.train_data, c.test_data)
     return list({p.prompt: p for p in map(problem, range(3 * n))}.values())[:n]
 
 

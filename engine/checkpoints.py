@@ -1,15 +1,16 @@
 """Checkpoint files: what is in them, and how they are written and read safely."""
 
+import contextlib
 import dataclasses
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from data.reading import checked, reading
-from engine.interrupt import ctrl_c_waits
 from engine.options import require
 from engine.processes import gather, rank, ranks
 from engine.sharding import unshard_content
@@ -44,6 +45,19 @@ def save(path: Path, content: dict) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     gather(None)  # no process reads the file before it is there
+
+
+@contextlib.contextmanager
+def ctrl_c_waits():
+    """Ctrl-C takes effect after the block. For the main thread."""
+    waiting = []
+    before = signal.signal(signal.SIGINT, lambda *args: waiting.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting and callable(before):
+            before(*waiting[0])
 
 
 def load(path: str | Path) -> dict:

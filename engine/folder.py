@@ -60,11 +60,11 @@ def stopped_run(folder: Path, Config: type, stages_of) -> tuple[Settings, dict]:
     c = checked(Config, settings, path)
     stages = stages_of(c)
     with reading(path, "the state of a stopped run"):
-        index, step, optimizers = state["stage"], state["step"], state["optimizers"]
+        index, step = state["stage"], state["step"]
         require(type(index) is int and 0 <= index <= len(stages), f"it has stage {index} of {len(stages)}")
         steps = stages[index].steps if index < len(stages) else 1
         require(type(step) is int and 0 <= step < steps, f"it has step {step} of {steps}")
-        require(isinstance(optimizers, list), "its optimizers are no list")
+        require(isinstance(state["optimizer"], dict) or not step, "it has no optimizer")
         seconds = state["seconds"]
         require(isinstance(seconds, float) and 0 <= seconds < math.inf, f"it has {seconds!r} seconds")
         done = sum(stage.steps for stage in stages[:index]) + step

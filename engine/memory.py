@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from engine.processes import gather
 from model import GPT, GPTConfig
 
 LOGITS_AT_ONCE = 2**24  # numbers in a chunk of logits: 64 MiB in float32. A toy batch is one chunk
@@ -28,14 +27,12 @@ def in_chunks(score, vocab_size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-def micro_batches(batch: dict[str, Tensor], size: int, sharded: bool = False) -> list[dict[str, Tensor]]:
+def micro_batches(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     """The batch in micro-batches of `size` rows of similar length, each as wide as its longest row needs.
 
     Size 0 means 32 rows on a CPU, whose cache they fit, and elsewhere the whole batch, which is 1.4 times as
-    fast there as 32 (the toy on an H200).
-    `batch` has `ids` [B, T], `masks` [B, K, T] and maybe more tensors [B, ...]. With `sharded` every process
-    returns equally many: FSDP needs the same number of forward passes everywhere, so processes with fewer
-    micro-batches add empty ones, whose masks are all False.
+    fast there as 32 (the toy on an H200). `batch` has `ids` [B, T], `masks` [B, K, T] and maybe more tensors
+    [B, ...].
     """
     is_sampled = batch["masks"].any(1)  # [B, T]
     positions = torch.arange(1, is_sampled.shape[1] + 1, device=is_sampled.device)
@@ -45,9 +42,6 @@ def micro_batches(batch: dict[str, Tensor], size: int, sharded: bool = False) ->
         width = int(lengths[rows].max())
         part = {name: t[rows] for name, t in batch.items()}
         micros.append(part | {"ids": part["ids"][:, :width], "masks": part["masks"][:, :, :width]})
-    if sharded:
-        empty = micros[0] | {"masks": torch.zeros_like(micros[0]["masks"])}
-        micros += [empty] * (max(gather(len(micros))) - len(micros))
     return micros
 
 

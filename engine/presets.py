@@ -6,7 +6,7 @@ from pathlib import Path
 # half), how long an attempt may be, or whether a batch counts problems or samples. GSM8K is not in the table:
 # it gets MATH's values.
 PAPER = dict(
-    optimizer="adamw", temperature=1.0, alpha=10.0, beta1=0.01, stage2_beta=0.01, dtype="bfloat16",
+    temperature=1.0, alpha=10.0, beta1=0.01, stage2_beta=0.01, dtype="bfloat16",
     recompute=True, sample_batch=128, micro_batch=8, max_new=1024, log_every=1, show_every=50, eval_n=500,
 )  # fmt: skip
 PAPER_MATH = PAPER | dict(
@@ -15,7 +15,7 @@ PAPER_MATH = PAPER | dict(
 PAPER_CODE = PAPER | dict(
     lr=1e-5, stage2_lr=1e-5, batch=128, beta2=0.25, stage1_steps=750, stage2_steps=750, max_new=512
 )  # fmt: skip
-PLAIN_RL = dict(stage1_steps=0, stage2_steps=450, stage2_lr=0.005, alpha=0.0)
+PLAIN_RL = dict(stage1_steps=0, stage2_steps=450, stage2_lr=0.0005, alpha=0.0)
 HERE = Path(__file__).resolve().parent.parent
 
 PRESETS = {  # name -> what it is for, and its settings
@@ -58,7 +58,7 @@ PRESETS = {  # name -> what it is for, and its settings
     "smollm2": (
         "a pretrained model, with dialogues so few and short that a CPU can do it: engine/SMOLLM2.md",
         dict(
-            name="smollm2", task="words", size=9, optimizer="adamw", lora=16, base_steps=100, base_batch=16,
+            name="smollm2", task="words", size=9, lora=16, base_steps=100, base_batch=16,
             base_lr=1e-3, right_first=0.5, copy=0.5, right=0.0, own_from=1.0, batch=32, sample_batch=32,
             micro_batch=8, max_new=28, lr=1e-3, stage2_lr=2e-4, stage1_steps=60, stage2_steps=20, eval_n=500,
             log_every=1, show_every=20, save_every=5, report=False,

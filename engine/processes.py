@@ -1,8 +1,8 @@
-"""Several processes, as torchrun starts them. Each is a "rank". With one process the functions here do
-nothing.
+"""Several processes, as torchrun starts them. Each is a "rank". With one process nothing here does anything.
 
 Each rank has a model of its own, or with `shard` its part of one (engine/sharding.py). It samples and scores
-its share of the batch. What concerns the whole batch goes through the functions below.
+an equal share of the batch's problems; baselines compare the rows of one rank. Then gradients and metrics are
+averaged over the ranks.
 """
 
 import os
@@ -52,8 +52,11 @@ def lost_a_rank(error: RuntimeError) -> bool:
 
 
 def my_rows(n: int) -> range:
-    """This rank's share of n rows. The shares of all ranks, in order, are the rows of a single process."""
-    return range(n * rank() // ranks(), n * (rank() + 1) // ranks())
+    """This rank's share of n rows, n // ranks() of them."""
+    if not dist.is_initialized():
+        return range(n)
+    share = n // ranks()
+    return range(share * rank(), share * (rank() + 1))
 
 
 def gather(value) -> list:
@@ -64,37 +67,25 @@ def gather(value) -> list:
     return values
 
 
-def gather_rows(*tensors: Tensor) -> list[Tensor]:
-    """Each tensor [b, ...] with the rows of all ranks [B, ...], in the order of `my_rows`."""
-    if ranks() == 1:
-        return list(tensors)
-    parts = gather([t.tolist() for t in tensors])
-    joined = []
-    for i, t in enumerate(tensors):
-        rows = [row for part in parts for row in part[i]]
-        joined.append(torch.tensor(rows, dtype=t.dtype, device=t.device))
-    return joined
-
-
-def add_up(values: dict[str, float]) -> dict[str, float]:
-    """The sum over all ranks of each value."""
+def average(values: dict[str, float]) -> dict[str, float]:
+    """The mean over all ranks of each value."""
+    if not dist.is_initialized():
+        return values
     parts = gather(values)
-    return {name: sum(part[name] for part in parts) for name in values}
+    return {name: sum(part[name] for part in parts) / len(parts) for name in values}
 
 
 def is_sharded(value) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def sum_gradients(weights: list[Tensor]) -> None:
-    """Adds up the ranks' gradients in place. The losses are divided by the whole batch, so the sum is its
-    gradient.
+def average_gradients(weights: list[Tensor]) -> None:
+    """Averages the ranks' gradients in place: all ranks get the same bits, so their weights stay equal.
 
-    All ranks get the same bits, so their weights stay equal. The gradients of a sharded model are summed
-    already. We don't use DDP: it hooks `forward`, while we call `hidden` and `head`, and it reduces in the
-    precision of the weights, while these gradients are float32. DDP would overlap the exchange with the
-    backward pass; here the exchange comes after it.
+    The gradients of a sharded model are averaged already. We don't use DDP: it hooks `forward`, while we call
+    `hidden` and `head`, and it reduces in the precision of the weights, while these gradients are float32.
     """
-    for weight in weights:
-        if ranks() > 1 and not is_sharded(weight):
+    if dist.is_initialized():
+        for weight in (w for w in weights if not is_sharded(w)):
             dist.all_reduce(weight.grad)
+            weight.grad /= ranks()

@@ -5,10 +5,10 @@ import json
 import math
 from pathlib import Path
 
-from data import read_rows
-from engine.log import FAILURES, transcript
+from data import Problem, read_rows
 from engine.options import require
 
+FAILURES = ("truncated", "unparsable", "timeout", "unjudged")  # no answer to compare: see rewards.py
 COLUMNS = {
     "acc_t1": "Acc@t1",
     "acc_t2": "Acc@t2",
@@ -170,3 +170,13 @@ def without_nan(value):
     if isinstance(value, list):
         return [without_nan(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def transcript(problem: Problem, texts: list[str], correct: list[bool]) -> str:
+    """A dialogue for people to read: one line if its texts are short, else a paragraph for each turn."""
+    attempts = [(text, "(right)" if ok else "(wrong)") for text, ok in zip(texts, correct, strict=True)]
+    everything = problem.prompt + "".join(texts)
+    if len(everything) < 200 and "\n" not in everything:
+        return f"{problem.prompt:>12}   " + "   ".join(f"{text} {verdict}" for text, verdict in attempts)
+    turns = [f"--- attempt {k} {verdict}\n{text}" for k, (text, verdict) in enumerate(attempts, 1)]
+    return "\n".join([f"--- problem\n{problem.prompt}", *turns, "---"])

@@ -18,6 +18,9 @@ class TaskSettings:
         "division", "division, countdown, addition, multiplication, words, gsm8k, math, mbpp or yours"
     )
     size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 1000)
+    train_n: int = option(
+        0, "RL trains on so many problems, and the base on others; 0: on all that are not held out", 0, 10**6
+    )
     train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
     test_data: str = option("", "file of held-out problems; training problems that are in it are left out")
     n_layer: int = option(2, "transformer blocks; with 3 it is no better after the same seconds", 1, 1000)
@@ -33,9 +36,7 @@ class BaseSettings:
 
     base_steps: int = option(1000, "steps; 800 leave it weak, 1200 leave less to correct", 1, STEPS)
     base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**4)
-    base_lr: float = option(
-        0.02, "learning rate; with --optimizer=adamw take a tenth of every learning rate", 0, 10
-    )
+    base_lr: float = option(0.002, "learning rate", 0, 10)
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
     right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
@@ -51,8 +52,6 @@ class BaseSettings:
 class LearningSettings:
     """memory and precision"""
 
-    optimizer: str = option("muon", "muon (adamw beside it) or adamw alone", choices=("muon", "adamw"))
-    adam_share: float = option(0.1, "beside Muon, AdamW learns at this share of the learning rate", 0, 10)
     sample_batch: int = option(
         256, "dialogues sampled together; bounds the memory of keys and values", 1, 10**6
     )
@@ -95,7 +94,6 @@ class Settings(TaskSettings, BaseSettings, LearningSettings, RunSettings):
         a_name = self.name not in ("", ".", "..") and not set(self.name) & set("/\\")
         require(a_name, f"name={self.name!r} must be the name of one folder: use --out for where it is")
         require(not self.lora or self.init, "lora adapts a model that exists: name one with --init")
-        require(not self.shard or self.optimizer == "adamw", "shard needs optimizer=adamw (not muon)")
         require(not self.shard or not self.lora, "shard needs lora=0")
         if hasattr(load_task(self.task), "read"):
             files = "--init=FOLDER (a pretrained model), --train_data=FILE and --test_data=FILE"

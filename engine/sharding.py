@@ -33,8 +33,7 @@ def shard(model: GPT, device: torch.device, saved: dict[str, Tensor] | None = No
     mesh = dist.init_device_mesh(device.type, (ranks(),))
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(model.gathered_dtype, torch.float32))
-        module.set_gradient_divide_factor(1.0)  # sum the gradients: the losses are divided by the whole batch
-        module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+        module.set_force_sum_reduction_for_comms(True)  # gloo can't average: sum, then divide
     register_fsdp_forward_method(model, "hidden")
 
 

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without being installed
 
 import engine.sampling
+
 import rollout
 import train
 from engine.build import held_out_of, pick_device

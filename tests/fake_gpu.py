@@ -8,6 +8,7 @@ process.
 
 from random import Random
 
+import engine.sampling
 import pytest
 import torch
 from test_decode import KINDS
@@ -15,7 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTen
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import engine.sampling
 import train
 from data import Environment, load_task
 from engine import decode

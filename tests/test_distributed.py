@@ -11,22 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import engine.sampling
 import pytest
 import torch
 import torch.distributed as dist
+from engine.sampling import training_rollouts
 from run_files import metrics
 from scripts import ROOT, finish, start
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine.optim
 import engine.run
-import engine.sampling
 import train
 from data.tokenizer import build_tokenizer
 from engine.build import make_environment
 from engine.checkpoints import checkpoint_of, load, save
 from engine.processes import gather, my_rows, rank, ranks
-from engine.sampling import training_rollouts
 from engine.settings import parse_args
 from engine.sharding import shard
 from model import GPT, GPTConfig

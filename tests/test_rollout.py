@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from engine.sampling import concatenate, offline_rollouts, sample_many
 
 import rollout as rollout_module
 from data import Environment, load_task
 from engine import decode
-from engine.sampling import concatenate, offline_rollouts, sample_many
 from model import GPT, GPTConfig
 from rollout import sample_dialogues, sample_token, sample_turn, turn_masks
 from train import Config

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from engine.sampling import sample_many, training_rollouts
 from run_files import metrics, same, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -25,7 +26,6 @@ from engine.checkpoints import checkpoint_of, save
 from engine.folder import open_run
 from engine.optim import Learner, master_weights
 from engine.run import Run
-from engine.sampling import sample_many, training_rollouts
 from engine.supervised import OWN_ONE_IN, supervised_batch
 from model import GPT
 from rewards import correctness, turn_rewards
