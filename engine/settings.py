@@ -40,6 +40,7 @@ class BaseSettings:
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
     copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
     right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
+    slip: float = option(0.0, "share of the wrong first attempts whose answer is taught all the same", 0, 1)
     easy_until: float = option(0.5, "until this part of the steps, easier problems are mixed in", 0, 1)
     own_from: float = option(0.3, "after this part of the steps, some wrong first attempts are its own", 0, 1)
     imitate: str = option("", "JSONL of dialogues (prompt, attempts): the last attempt is imitated before RL")
