@@ -15,17 +15,20 @@ class TaskSettings:
     """the task and the model"""
 
     task: str = option(
-        "division", "division, countdown, addition, multiplication, words, gsm8k, math, mbpp or yours"
+        "calculator", "calculator, division, countdown, addition, multiplication, words, gsm8k, math or mbpp"
     )
-    size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 1000)
+    size: int = option(3, "difficulty of a drawn task: keys of a calculator, digits of a quotient", 1, 1000)
     train_n: int = option(
-        0, "RL trains on so many problems, and the base on others; 0: on all that are not held out", 0, 10**6
+        300,
+        "RL trains on so many problems, and the base on others; 0: on all that are not held out",
+        0,
+        10**6,
     )
     train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
     test_data: str = option("", "file of held-out problems; training problems that are in it are left out")
     n_layer: int = option(2, "transformer blocks; with 3 it is no better after the same seconds", 1, 1000)
     n_head: int = option(4, "attention heads", 1, 1000)
-    dim: int = option(128, "width; the default model has 0.4 M parameters", 1, 10**5)
+    dim: int = option(64, "width; the default model has 0.1 M parameters", 1, 10**5)
     init: str = option("", "start from this base: a .pt file or the folder of a Hugging Face checkpoint")
     tokenizer: str = option("", "folder or tiktoken name of a tokenizer; needed where --init brings none")
 
@@ -34,13 +37,15 @@ class TaskSettings:
 class BaseSettings:
     """the base model: supervised training before the two stages"""
 
-    base_steps: int = option(1000, "steps; 800 leave it weak, 1200 leave less to correct", 1, STEPS)
-    base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**4)
+    base_steps: int = option(450, "steps", 1, STEPS)
+    base_batch: int = option(96, "dialogues a step", 1, 10**4)
     base_lr: float = option(0.002, "learning rate", 0, 10)
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
-    copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
-    right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
-    slip: float = option(0.0, "share of the wrong first attempts whose answer is taught all the same", 0, 1)
+    copy: float = option(0.7, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
+    right: float = option(
+        0.01, "share of later turns that are right: the ability to find, rare on purpose", 0, 1
+    )
+    slip: float = option(0.3, "share of the wrong first attempts whose answer is taught, too", 0, 1)
     easy_until: float = option(0.5, "until this part of the steps, easier problems are mixed in", 0, 1)
     own_from: float = option(0.3, "after this part of the steps, some wrong first attempts are its own", 0, 1)
     imitate: str = option("", "JSONL of dialogues (prompt, attempts): the last attempt is imitated before RL")
