@@ -45,7 +45,7 @@ from engine.settings import STEPS, Settings, parse_args
 from engine.sharding import unsharded
 from engine.supervised import supervise
 from model import GPT
-from rewards import correctness, turn_returns, turn_rewards
+from rewards import check_rewards, correctness, turn_returns, turn_rewards
 from rollout import offline_dialogues, sample_dialogues
 
 
@@ -143,6 +143,7 @@ def rollout_batch(c: Config, stage: Stage, update: int, env: Environment, policy
 
     correct, failures = correctness(env.task, problems, rollout.texts, rollout.ended)  # [B, K] bool
     rewards = turn_rewards(correct, stage.weights, stage.alpha)  # [B, K] <- change the reward here
+    check_rewards(rewards, correct)
     problem_of = torch.arange(len(problems), device=correct.device) // n  # [B]
     advantage = advantages(turn_returns(rewards, stage.gamma), correct, problem_of, c.baseline)
 

@@ -1,8 +1,8 @@
 """The keys of a pocket calculator that shows one digit: `8+3C7*3` -> `1:171`.
 
-Each key works on the digit that is shown: 8+3 shows 1 (the last digit of 11), C7 clears and shows 7, 7*3 shows
-1. An attempt is the answer, a colon, and the working: the digit shown after each key. Only the answer is
-graded. `size` is the number of keys.
+Each key works on the digit that is shown: 8+3 shows 1 (the last digit of 11), C7 clears and shows 7, 7*3
+shows 1. An attempt is the answer, a colon, and the working: the digit shown after each key. Only the answer
+is graded. `size` is the number of keys.
 
 Why this task? It has what the paper's problems have, in miniature:
 

@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 from pathlib import Path
-from random import Random
 
 import torch
 
@@ -17,6 +16,7 @@ from data import (
     train_problems,
     wrong_attempts,
 )
+from data.contract import check_task
 from data.reading import checked, reading
 from data.tokenizer import Tokenizer, build_tokenizer
 from engine.checkpoints import gpt_config, load
@@ -183,16 +183,12 @@ def check_shapes(path: str | Path, weights: dict, shapes: dict) -> None:
 
 
 def check_lengths(c: Settings, env: Environment, max_len: int) -> None:
-    """ValueError if a right attempt can't be written in `max_new` tokens, or a dialogue could outgrow the
-    model.
+    """ValueError if the task does not keep its contract, or a dialogue could outgrow the model.
 
     Better now than in the middle of a run.
     """
-    if hasattr(env.task, "attempt"):
-        right = [env.task.attempt(env.problem(i), "right", Random(0)).text for i in range(20)]
-        longest = max(len(env.tokenizer.encode(text)) + 1 for text in right)
-        refusal = f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new"
-        require(longest <= c.max_new, refusal)
+    if hasattr(env.task, "sample"):
+        check_task(env.task, c.size, env.tokenizer, c.max_new)
     if not c.train_data:
         return
     problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]

@@ -15,7 +15,7 @@ class TaskSettings:
     """the task and the model"""
 
     task: str = option(
-        "calculator", "calculator, division, countdown, addition, multiplication, words, gsm8k, math or mbpp"
+        "calculator", "calculator, division, countdown, addition, multiplication, words, gsm8k, math, mbpp"
     )
     size: int = option(3, "difficulty of a drawn task: keys of a calculator, digits of a quotient", 1, 1000)
     train_n: int = option(
