@@ -75,21 +75,6 @@ def self_correction_metrics(correct, changed=None) -> dict:
     return {**means, "n": len(first), "se": errors}
 
 
-def edit_distance_ratio(a: str, b: str) -> float:
-    """Insertions and deletions that turn a into b, in characters, over len(a) + len(b); 0 if both are empty.
-
-    The paper only says "edit distance". Its histograms reach 0.9. Levenshtein's distance, which replaces
-    characters, stays at 0.5 or below for texts of equal length.
-    """
-    common = [0] * (len(b) + 1)  # longest common subsequence of a's prefix and each prefix of b
-    for x in a:
-        before, common = common, [0]
-        for j, y in enumerate(b):
-            common.append(before[j] + 1 if x == y else max(before[j + 1], common[j]))
-    total = len(a) + len(b)
-    return (total - 2 * common[-1]) / total if total else 0.0
-
-
 def answer(model: GPT, c: Config, env: Environment, prompts, turns, temperature, feedback=False) -> Rollout:
     """The model's dialogues on prompts, from a generator of their own: they don't disturb training or each
     other.
