@@ -1,10 +1,10 @@
 """Hugging Face checkpoint folders, read and written: GPT-2, Llama (and SmolLM2), Qwen 2 and Qwen 3.
 
 First come the tables: what a config.json says in our terms, and which of their tensors is which of ours. Then
-the files, which are read one tensor at a time. `load_pretrained`, `save_pretrained` and `export` put this
-together.
+the files. `load_pretrained`, `save_pretrained` and `export` put this together.
 """
 
+import contextlib
 import functools
 import json
 import re
@@ -78,23 +78,19 @@ def gpt2_config(**overrides) -> GPTConfig:
 
 
 def config_from(description: dict) -> dict:
-    """The settings of our GPTConfig for the content of a Hugging Face config.json. ValueError names what is
-    not supported.
-    """
+    """The settings of our GPTConfig for the content of a config.json. ValueError names what we can't do."""
     family = description.get("model_type")
-    supported = f"take a {', '.join(FAMILIES)} checkpoint"
-    require(family in tuple(FAMILIES), f"model_type {family!r} is not supported: {supported}")
+    known, mend = " or ".join(FAMILIES), "take another checkpoint"
+    require(family in tuple(FAMILIES), f"model_type {family!r} is not supported, only {known}: {mend}")
     gpt2 = family == "gpt2"
     keys, eps = (GPT2_KEYS, 1e-5) if gpt2 else (LLAMA_KEYS, 1e-6)
     d = {keys["norm_eps"]: eps, "tie_word_embeddings": gpt2} | description
     for key, fine in UNSUPPORTED.items():
         said = d.get(key)
-        require(said in (None, fine), f"{key}={said!r} is not supported (only {fine!r} is): {supported}")
+        require(said in (None, fine), f"{key}={said!r} is not supported, only {fine!r}: {mend}")
     window = d.get("sliding_window") and "use_sliding_window" not in d
-    require(
-        not window and set(d.get("layer_types") or ()) <= {"full_attention"},
-        "sliding-window attention is not supported: take a checkpoint with full attention in all layers",
-    )
+    full = not window and set(d.get("layer_types") or ()) <= {"full_attention"}
+    require(full, f"sliding-window attention is not supported: {mend}")
     try:
         heads, dim = d[keys["n_head"]], d[keys["dim"]]
         # What stands for a key that is absent or null.
@@ -105,10 +101,8 @@ def config_from(description: dict) -> dict:
             # Since transformers 5 it is called rope_parameters.
             scaling = d.get("rope_parameters") or d.get("rope_scaling") or {}
             kind = scaling.get("rope_type", scaling.get("type", "default"))
-            require(
-                kind in ("default", "llama3") and scaling.get("partial_rotary_factor", 1.0) == 1.0,
-                f"rope scaling {scaling} is not supported (only llama3's is): take another checkpoint",
-            )
+            fine = kind in ("default", "llama3") and scaling.get("partial_rotary_factor", 1.0) == 1.0
+            require(fine, f"rope scaling {scaling} is not supported, only llama3's: {mend}")
             derived["rope_theta"] = scaling.get("rope_theta", 10000.0)
             if kind == "llama3":
                 derived["rope_llama3"] = tuple(scaling[key] for key in LLAMA3_ROPE)
@@ -132,17 +126,12 @@ def description_of(c: GPTConfig) -> dict:
     d = {"model_type": family, "architectures": [name]} | {key: getattr(c, our) for our, key in keys.items()}
     if gpt2:
         return d | {"activation_function": "gelu_new"}
-    scaling = None
-    if c.rope_llama3:
-        scaling = {"rope_type": "llama3", **dict(zip(LLAMA3_ROPE, c.rope_llama3, strict=True))}
+    scaling = c.rope_llama3 and {"rope_type": "llama3", **dict(zip(LLAMA3_ROPE, c.rope_llama3, strict=True))}
     return d | {"rope_scaling": scaling, "hidden_act": "silu", "attention_bias": False}
 
 
 def as_theirs(model: GPT) -> dict[str, Tensor]:
-    """The model's weights under their names in a Hugging Face file, as views in the shapes of that file.
-
-    A head that is the embedding is left out.
-    """
+    """Views of the model's weights, as a Hugging Face file has them, by their names there; no tied head."""
     c, theirs = model.config, {}
     gpt2 = c.position == "learned"
     for name, parameter in model.state_dict().items():
@@ -181,32 +170,28 @@ def tensors_in(folder: Path) -> tuple[set[str], Callable[[str], Tensor]]:
         with reading(index, "an index of tensors"):
             shards = sorted({folder / Path(f).name for f in read_json(index)["weight_map"].values()})
     open_bin = functools.lru_cache(maxsize=1)(load_bin)
+
+    def opened(shard: Path):  # .safetensors always anew, since it would keep every page that was read
+        return safe_open(shard, "pt") if safe else contextlib.nullcontext(open_bin(shard))
+
     places = {}  # a name of NAMES -> file, name in it
     for shard in shards:
         require(shard.is_file(), f"{folder}: the index names {shard.name}, which is missing")
-        if safe:
-            with reading(shard, "a .safetensors file"), safe_open(shard, "pt") as file:
-                keys = list(file.keys())
-        else:
-            with reading(shard, "a file of tensors alone"):
-                keys = list(open_bin(shard))
+        with reading(shard, f"a {shard.suffix} file of tensors alone"), opened(shard) as file:
+            keys = list(file.keys())
         for key in keys:  # the first GPT-2 files lack a prefix
             places[f"transformer.{key}" if re.match(r"(wte|wpe|h\.\d+|ln_f)\.", key) else key] = (shard, key)
 
     def read(name: str) -> Tensor:
         shard, key = places[name]
-        if not safe:
-            return open_bin(shard)[key]
-        with safe_open(shard, "pt") as file:  # anew: an open file would keep every page that was read
-            return file.get_tensor(key)
+        with opened(shard) as file:
+            return file.get_tensor(key) if safe else file[key]
 
     return set(places), read
 
 
 def load_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pytorch_model.bin. Only tensors are unpickled, never code. ValueError if it holds
-    others.
-    """
+    """The tensors of a pytorch_model.bin. Only tensors are unpickled, never code. ValueError for all else."""
     load = functools.partial(torch.load, path, map_location="cpu", weights_only=True)
     try:
         content = load(mmap=True)
@@ -280,11 +265,12 @@ def save_pretrained(model: GPT, folder: str | Path) -> None:
 
 
 def export(model: GPT, c, folder: str) -> str:
-    """Writes the model, adapters merged, and its tokenizer's files, for other programs. Returns a line that
-    says so. ValueError if the folder holds a model already.
+    """Writes the model, adapters merged, and its tokenizer's files. Returns a line that says so.
+
+    ValueError if the folder holds a model already.
     """
-    holds = (Path(folder) / "config.json").exists()
-    require(not holds, f"{folder} holds a model: choose another folder for --export")
+    taken = (Path(folder) / "config.json").exists()
+    require(not taken, f"{folder} holds a model: choose another folder for --export")
     save_pretrained(merge_lora(model) if c.lora else model, folder)
     source = c.tokenizer or c.init  # "" for a toy, which has no files
     files = [Path(source, name) for name in TOKENIZER_FILES if source and Path(source, name).is_file()]

@@ -243,7 +243,7 @@ def test_broken_folders_are_refused_by_name(folder, tmp_path):
     refused("model-1.safetensors, which is missing")
     index.unlink()
     torch.save({"x": random.Random(0)}, folder / "pytorch_model.bin")
-    refused("pytorch_model.bin is not a file of tensors alone")  # code in a file is never run
+    refused("pytorch_model.bin is not a .bin file of tensors alone")  # code in a file is never run
 
 
 # ---------------------------------------------------------------------------------- a trained model
