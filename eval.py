@@ -30,8 +30,7 @@ from engine.build import (
 )
 from engine.chat import chat
 from engine.cli import run_script
-from engine.export import export
-from engine.hf import is_pretrained
+from engine.hf import export, is_pretrained
 from engine.options import parse_options, require
 from engine.report import (
     check_can_write,
