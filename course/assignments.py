@@ -47,8 +47,8 @@ REWARDS, RETURNS, STAGES = "rewards.py:turn_rewards", "rewards.py:turn_returns",
 ADVANTAGES, LOSS = "train.py:advantages", "train.py:policy_loss"
 SCORES, CREDIT = "train.py:token_scores", "train.py:token_credit"
 METRICS, DISTANCE = "eval.py:self_correction_metrics", "eval.py:edit_distance_ratio"
-GRADIENT = "test_loss_two_tokens.py::test_the_mean_gradient_is_that_of_the_objective"
-ALIKE = "test_loss_two_tokens.py::test_every_token_of_a_turn_weighs_alike"
+GRADIENT = "test_loss.py::test_the_mean_gradient_is_that_of_the_objective"
+ALIKE = "test_loss.py::test_every_token_of_a_turn_weighs_alike"
 
 ASSIGNMENTS = {
     "A1": Assignment(

@@ -1,7 +1,8 @@
 """The algorithm: gradients of the real loss against closed forms, by enumeration on a three-token vocabulary.
 
-Every batch that could be sampled is visited and weighed with its probability, so expectations are exact: no
-seeds, no luck.
+Every dialogue that could be sampled is visited and weighed with its probability, so expectations are exact:
+no seeds, no luck. Attempts have up to two tokens, because turns of one token can't tell an advantage from an
+advantage divided by the turn's length, nor from one on the last token alone, and have no KL to come.
 """
 
 import copy
@@ -12,25 +13,25 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import train
-from data import Environment, load_task, train_problems
 from engine import memory
 from engine.memory import micro_batches
+from engine.run import learning_rate
 from engine.supervised import supervised_loss
 from model import GPT, GPTConfig
 from rewards import turn_rewards
-from train import Config, Stage, advantages, learning_rate, policy_loss, rollout_batch, stages
+from train import Config, Stage, advantages, policy_loss, stages
 
-V = 3
-X1, X2 = [0], [1, 2]  # the prompts; one token each would hide an off-by-one
+V, END = 3, 0
+X1, X2 = [1], [2, 1]  # the prompts
+ATTEMPTS = [(END,), *itertools.product((1, 2), range(V))]  # the end of the turn, or two tokens
+SIZES = dict(n_layer=1, n_head=1, n_kv_head=1, dim=8, head_dim=8, ffn_dim=8)
 
 
 @pytest.fixture
 def policy():
-    model = GPT(
-        GPTConfig(vocab_size=V, n_layer=1, n_head=1, n_kv_head=1, dim=8, head_dim=8, ffn_dim=8, max_len=16)
-    ).double()
+    model = GPT(GPTConfig(vocab_size=V, **SIZES, max_len=16)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return model
@@ -44,31 +45,107 @@ def reference(policy):
     return other
 
 
-def gradient(loss, model):
+def gradient(loss, model: GPT) -> torch.Tensor:
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    flat = [
-        (g if g is not None else torch.zeros_like(p)).flatten()
-        for g, p in zip(grads, model.parameters(), strict=True)
-    ]
-    return torch.cat(flat)
+    pairs = zip(grads, model.parameters(), strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
 
-def log_prob(model, context, token):
-    return F.log_softmax(model(torch.tensor([context]))[0, -1], -1)[token]
+def log_prob(model: GPT, context: list[int], attempt: tuple, temperature: float = 1.0) -> torch.Tensor:
+    """Of the whole attempt after the context."""
+    log_probs = F.log_softmax(model(torch.tensor([[*context, *attempt]]))[0] / temperature, -1)
+    return sum(log_probs[len(context) + i - 1, token] for i, token in enumerate(attempt))
 
 
-def batch_of(dialogues, advantage):
-    """Rows X1 y1 X2 y2 with attempts of one token each; advantage [B, 2]."""
-    ids = torch.tensor([[*X1, y1, *X2, y2] for y1, y2 in dialogues])
-    masks = torch.zeros(len(ids), 2, ids.shape[1], dtype=torch.bool)
-    masks[:, 0, 1], masks[:, 1, 4] = True, True
-    return {"ids": ids, "masks": masks, "advantages": advantage}
+def before_turn_2(first: tuple) -> list[int]:
+    """The dialogue as the sampler lays it out: an attempt without an end is closed."""
+    return [*X1, *first, *([] if first[-1] == END else [END]), *X2]
 
 
-def right(dialogue):
+def batch_of(dialogues: list[tuple], advantages) -> dict:
+    """Rows of two turns, padded with 2. `dialogues` are pairs of attempts, `advantages` [B][2]."""
+    rows = [[*before_turn_2(first), *second] for first, second in dialogues]
+    width = max(map(len, rows)) + 1
+    masks = torch.zeros(len(rows), 2, width, dtype=torch.bool)
+    for mask, row, (first, second) in zip(masks, rows, dialogues, strict=True):
+        mask[0, len(X1) : len(X1) + len(first)] = True
+        mask[1, len(row) - len(second) : len(row)] = True
+    ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
+    return {"ids": ids, "masks": masks, "advantages": torch.as_tensor(advantages)}
+
+
+# ---------------------------------------------------------------------------------- exact gradients
+
+
+def worth(first: tuple, second: tuple) -> tuple[float, float]:
+    """Rewards of both turns: some depend on a turn's first token, some on its last, some on both."""
+    one = float(first == (1, 2)) - 0.5 * (first[0] == 2) + 0.3 * (first == (END,))
+    return one, float(second[-1] == END) - 0.7 * (second[0] == first[0])
+
+
+@pytest.mark.parametrize("betas", [(0.0, 0.0), (0.7, 0.3)], ids=["reward", "kl"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_mean_gradient_is_that_of_the_objective(policy, reference, betas, temperature):
+    """Of -E[r1] - E[r2] + betas[0] KL_1 + betas[1] KL_2, where turn 2 takes its context as it comes. The mean
+    of what is logged as the KL is the KL, and that of the entropy is the turns' entropy.
+    """
+    objective, mean = 0.0, 0.0
+    logged, expected = (dict.fromkeys(("kl_t1", "kl_t2", "entropy"), 0.0) for _ in range(2))
+    for first in ATTEMPTS:
+        p1, q1 = (log_prob(model, X1, first, temperature) for model in (policy, reference))
+        objective = objective + betas[0] * p1.exp() * (p1 - q1)
+        expected["kl_t1"] += (p1.exp() * (p1 - q1)).item()
+        for second in ATTEMPTS:
+            p2, q2 = (log_prob(m, before_turn_2(first), second, temperature) for m in (policy, reference))
+            r1, r2 = worth(first, second)
+            here = p1.exp().detach()
+            objective = objective - p1.exp() * p2.exp().detach() * r1 - here * p2.exp() * r2
+            objective = objective + here * betas[1] * p2.exp() * (p2 - q2)
+            chance = (p1 + p2).exp().item()
+            expected["kl_t2"] += chance * (p2 - q2).item()
+            expected["entropy"] -= chance * (p1 + p2).item()
+            batch = batch_of([(first, second)], [[r1, r2]])
+            loss, parts = policy_loss(policy, reference, batch, betas, temperature, 2)
+            mean = mean + 2 * chance * gradient(loss, policy)  # of a batch of two rows this is one
+            for name in logged:
+                logged[name] += 2 * chance * parts[name]
+    whole = gradient(objective, policy)
+    assert whole.norm() > 0.05  # a gradient of zero would show nothing
+    assert torch.allclose(mean, whole, atol=1e-5)  # the loss computes in float32
+    assert logged == pytest.approx(expected, abs=1e-5) and expected["kl_t1"] > 0.01
+
+
+def test_every_token_of_a_turn_weighs_alike(policy, reference):
+    """Advantage 1 and no KL: minus the sum of the attempt's log-probs, whether it has one token or two."""
+    for first in ((END,), (1, 2)):
+        batch = batch_of([(first, (END,))], [[1.0, 0.0]])
+        ours = gradient(policy_loss(policy, reference, batch, (0.0, 0.0), 1.0, 1)[0], policy)
+        plain = gradient(-log_prob(policy, X1, first), policy)
+        assert plain.norm() > 0.05 and torch.allclose(ours, plain, atol=1e-5)
+
+
+def test_kl_gradient_is_that_of_the_sequences_kl(policy, reference):
+    """Over turns of three tokens the penalty's mean gradient is that of KL(policy || reference), not of the
+    reverse, and each token is charged for all of the KL that comes after it.
+    """
+    kl, mean, mean_value = 0.0, 0.0, 0.0
+    for attempt in itertools.product(range(V), repeat=3):
+        p, q = (log_prob(model, X1, attempt) for model in (policy, reference))
+        kl = kl + p.exp() * (p - q)
+        batch = batch_of([(attempt, (END,))], [[0.0, 0.0]])
+        batch["masks"][:, 1] = False
+        loss, parts = policy_loss(policy, reference, batch, (1.0, 1.0), 1.0, 1)
+        mean = mean + p.exp().item() * gradient(loss, policy)
+        mean_value += p.exp().item() * parts["kl_t1"]
+    expected = gradient(kl, policy)
+    assert expected.norm() > 0.05
+    assert torch.allclose(mean, expected, atol=1e-5)
+    assert mean_value == pytest.approx(kl.item(), abs=1e-5)
+
+
+def right(first: tuple, second: tuple) -> tuple[bool, bool]:
     """An arbitrary notion of right for which attempt 2's chances depend on attempt 1."""
-    y1, y2 = dialogue
-    return y1 != 2, (y1 + y2) % 3 == 1
+    return first[0] != 2, (first[0] + second[0]) % 3 == 1
 
 
 @pytest.mark.parametrize("baseline", ["by_outcome", "rloo"])
@@ -76,112 +153,56 @@ def right(dialogue):
     "weights, alpha", [((0, 1), 0), ((1, 1), 10), ((1, 1), 0)], ids=["stage1", "stage2", "plain"]
 )
 def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, weights, alpha):
-    """All batches of three dialogues of one problem: their mean gradient is that of eq. 3 / 4 + 5, KL terms
-    included.
+    """All batches of three dialogues of one problem, with the baseline: their mean gradient is that of eq. 3
+    / 4 + 5, KL terms included. In Stage I turn 1 has the gradient of its KL alone.
 
-    There are 9 dialogues, so 729 batches. Those that differ in their order alone have the same chance. So 165
-    are enough, each in an order that is drawn.
+    With attempts of one token there are 9 dialogues, so 729 batches. Those that differ in their order alone
+    have the same chance. So 165 are enough, each in an order that is drawn.
     """
-    betas = (0.3, 0.05)
-    expected, probability = 0.0, {}
-    for y1 in range(V):
-        p1, q1 = log_prob(policy, X1, y1), log_prob(reference, X1, y1)
+    betas, expected, probability = (0.3, 0.05), 0.0, {}
+    attempts = [(token,) for token in range(V)]
+    for first in attempts:
+        p1, q1 = (log_prob(model, X1, first) for model in (policy, reference))
         expected = expected + betas[0] * p1.exp() * (p1 - q1)
-        for y2 in range(V):
-            context = [*X1, y1, *X2]
-            p2, q2 = log_prob(policy, context, y2), log_prob(reference, context, y2)
-            reward = turn_rewards(torch.tensor([right((y1, y2))]), weights, alpha)[0].tolist()
+        for second in attempts:
+            p2, q2 = (log_prob(model, before_turn_2(first), second) for model in (policy, reference))
+            reward = turn_rewards(torch.tensor([right(first, second)]), weights, alpha)[0].tolist()
             here = p1.exp().detach()  # per-turn credit: turn 2 takes its context as it comes
             expected = expected - p1.exp() * p2.exp().detach() * reward[0] - here * p2.exp() * reward[1]
             expected = expected + here * betas[1] * p2.exp() * (p2 - q2)
-            probability[y1, y2] = (p1 + p2).exp().item()
+            probability[first, second] = (p1 + p2).exp().item()
     expected = gradient(expected, policy)
 
     mean_loss, total, rng = 0.0, 0.0, Random(0)
     for dialogues in itertools.combinations_with_replacement(probability, 3):
         orders = len(set(itertools.permutations(dialogues)))
         dialogues = rng.sample(dialogues, 3)
-        correct, problem = torch.tensor([right(d) for d in dialogues]), torch.zeros(3, dtype=torch.long)
+        correct, problem = torch.tensor([right(*d) for d in dialogues]), torch.zeros(3, dtype=torch.long)
         advantage = advantages(turn_rewards(correct, weights, alpha), correct, problem, baseline)
         loss, _ = policy_loss(policy, reference, batch_of(dialogues, advantage), betas, 1.0, 3)
         weight = orders * math.prod(probability[dialogue] for dialogue in dialogues)
         mean_loss, total = mean_loss + weight * loss, total + weight
     assert total == pytest.approx(1)
-    assert expected.norm() > 0.05  # a zero gradient would not pass
-    assert torch.allclose(gradient(mean_loss, policy), expected, atol=1e-5)  # the loss is in float32 inside
-
-
-def sequences_of_one_turn(model, length):
-    """Every way a first turn of `length` tokens can go: its batch row and its probability."""
-    for tokens in itertools.product(range(V), repeat=length):
-        total = sum(log_prob(model, [*X1, *tokens[:i]], t) for i, t in enumerate(tokens))
-        masks = torch.zeros(1, 2, length + 1, dtype=torch.bool)
-        masks[0, 0, 1:] = True
-        yield (
-            {"ids": torch.tensor([[*X1, *tokens]]), "masks": masks, "advantages": torch.zeros(1, 2)},
-            total,
-            tokens,
-        )
-
-
-def test_kl_gradient_is_that_of_the_sequences_kl(policy, reference):
-    """Over turns of three tokens the penalty's mean gradient is that of KL(policy || reference), not of
-    the reverse.
-    """
-    kl, mean, mean_value = 0.0, 0.0, 0.0
-    for batch, total, tokens in sequences_of_one_turn(policy, 3):
-        other = sum(log_prob(reference, [*X1, *tokens[:i]], t) for i, t in enumerate(tokens))
-        kl = kl + total.exp() * (total - other)
-        loss, parts = policy_loss(policy, reference, batch, (1.0, 1.0), 1.0, 1)
-        mean = mean + total.exp().item() * gradient(loss, policy)
-        mean_value += total.exp().item() * parts["kl_t1"]
-    expected = gradient(kl, policy)
     assert expected.norm() > 0.05
-    assert torch.allclose(mean, expected, atol=1e-5)
-    assert mean_value == pytest.approx(kl.item(), abs=1e-5)
+    assert torch.allclose(gradient(mean_loss, policy), expected, atol=1e-5)
 
 
-def test_kl_is_zero_for_the_same_model(policy):
-    batch = batch_of([(0, 1), (2, 2)], torch.zeros(2, 2))
-    loss, parts = policy_loss(policy, copy.deepcopy(policy), batch, (1.0, 1.0), 1.0, 2)
-    assert parts["kl_t1"] == pytest.approx(0, abs=1e-6) and parts["kl_t2"] == pytest.approx(0, abs=1e-6)
-    assert gradient(loss, policy).norm() < 1e-5
-
-
-def test_stage_one_holds_turn_one_by_kl_alone(policy, reference):
-    """In Stage I no reward reaches turn 1, but its KL does, in proportion to beta2."""
-    correct = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
-    advantage = advantages(
-        turn_rewards(correct, (0.0, 1.0), 0.0), correct, torch.arange(4) // 2, "by_outcome"
-    )
-    assert (advantage[:, 0] == 0).all() and (advantage[:, 1] != 0).any()
-    dialogues = [(0, 1), (1, 1), (2, 0), (0, 0)]
-
-    def turn_one(advantage, betas, masks=slice(0, 1)):
-        batch = batch_of(dialogues, advantage)
-        batch["masks"][:, 1] = False  # turn 1's tokens alone
-        return gradient(policy_loss(policy, reference, batch, betas, 1.0, 4)[0], policy)
-
-    assert turn_one(advantage, (0.0, 0.01)).norm() == 0
-    once, twice = turn_one(advantage, (0.1, 0.01)), turn_one(advantage, (0.2, 0.01))
-    assert once.norm() > 1e-3
-    assert torch.allclose(2 * once, twice, atol=1e-6)
+# ---------------------------------------------------------------------------------- the baselines
 
 
 def test_the_bonus_scales_turn_two_under_the_baseline_by_outcome():
     """Given turn 2's context, -alpha * r1 is a constant: that baseline takes it away and leaves a factor 1 +
-    alpha.
+    alpha. Under the other one r1 is noise in turn 2's advantage.
     """
     correct = torch.tensor(list(itertools.product([False, True], repeat=2)) * 3)
-    problem = torch.arange(12)
-    plain = advantages(turn_rewards(correct, (1, 1), 0), correct, problem, "by_outcome")
-    bonus = advantages(turn_rewards(correct, (1, 1), 10), correct, problem, "by_outcome")
-    assert torch.allclose(bonus[:, 1], 11 * plain[:, 1], atol=1e-5) and torch.equal(bonus[:, 0], plain[:, 0])
     one_problem = torch.zeros(12, dtype=torch.long)
-    together = advantages(turn_rewards(correct, (1, 1), 10), correct, one_problem, "rloo")
-    assert not torch.allclose(
-        together[:, 1], 11 * plain[:, 1], atol=1
-    )  # here r1 is noise in turn 2's advantage
+
+    def of(alpha, baseline):
+        return advantages(turn_rewards(correct, (1, 1), alpha), correct, one_problem, baseline)
+
+    plain, bonus = of(0, "by_outcome"), of(10, "by_outcome")
+    assert torch.allclose(bonus[:, 1], 11 * plain[:, 1], atol=1e-5) and torch.equal(bonus[:, 0], plain[:, 0])
+    assert not torch.allclose(of(10, "rloo")[:, 1], 11 * plain[:, 1], atol=1)
 
 
 def test_leave_one_out_by_hand():
@@ -198,6 +219,9 @@ def test_leave_one_out_by_hand():
     assert torch.allclose(by_problem, expected, atol=1e-6)
 
 
+# ---------------------------------------------------------------------------------- what changes nothing
+
+
 def random_batch(rows=7, length=11):
     ids = torch.randint(0, V, (rows, length))
     masks = torch.zeros(rows, 2, length, dtype=torch.bool)
@@ -206,87 +230,94 @@ def random_batch(rows=7, length=11):
     return {"ids": ids, "masks": masks, "advantages": torch.randn(rows, 2)}
 
 
+def taught(batch: dict) -> tuple[dict, int]:
+    """The same tokens as those of a supervised batch, and their number."""
+    masks = batch["masks"].any(1, keepdim=True)
+    return {"ids": batch["ids"], "masks": masks}, int(masks[:, :, 1:].sum())
+
+
+def loss_of(policy, reference, batch, temperature=1.0):
+    return policy_loss(policy, reference, batch, (0.2, 0.1), temperature, 7)
+
+
 def test_micro_batches_of_size_0_suit_the_device():
     """32 rows on a CPU. A GPU gets the whole batch: tests/fake_gpu.py has that."""
     batch = {name: torch.cat([t] * 7) for name, t in random_batch().items()}  # 49 rows
     assert [len(micro["ids"]) for micro in micro_batches(batch, 0)] == [32, 17]
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_micro_batches_add_up(policy, reference, size):
+@pytest.mark.parametrize("size, widths", [(1, [6, 7, 8, 9, 10, 11, 11]), (3, [8, 11, 11])])
+def test_micro_batches_add_up(policy, reference, size, widths):
     """One batch or micro-batches of rows with unlike lengths: the same gradient and the same logged sums.
+    Rows of like lengths stand together, and padding is cut off.
     """
     batch = random_batch()
-    loss, parts = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
+    loss, parts = loss_of(policy, reference, batch)
     whole, total, sums = gradient(loss, policy), 0.0, 0.0
-    widths = [micro["ids"].shape[1] for micro in micro_batches(batch, size)]
-    assert (
-        widths == {1: [6, 7, 8, 9, 10, 11, 11], 3: [8, 11, 11]}[size]
-    )  # rows of like lengths stand together
+    assert [micro["ids"].shape[1] for micro in micro_batches(batch, size)] == widths
     for micro in micro_batches(batch, size):
-        loss, part = policy_loss(policy, reference, micro, (0.2, 0.1), 1.0, 7)
+        loss, part = loss_of(policy, reference, micro)
         total, sums = total + gradient(loss, policy), sums + part["kl_t2"]
     assert whole.norm() > 0.01
     assert torch.allclose(total, whole, atol=1e-6) and sums == pytest.approx(parts["kl_t2"], abs=1e-6)
-    taught = {"ids": batch["ids"], "masks": batch["masks"].any(1, keepdim=True)}
-    tokens = int(taught["masks"][:, :, 1:].sum())
-    whole = gradient(supervised_loss(policy, taught, tokens), policy)
-    total = sum(
-        gradient(supervised_loss(policy, micro, tokens), policy) for micro in micro_batches(taught, size)
-    )
-    assert whole.norm() > 0.01 and torch.allclose(total, whole, atol=1e-6)
+    lesson, tokens = taught(batch)
+    losses = [supervised_loss(policy, micro, tokens) for micro in micro_batches(lesson, size)]
+    whole = gradient(supervised_loss(policy, lesson, tokens), policy)
+    assert whole.norm() > 0.01 and torch.allclose(gradient(sum(losses), policy), whole, atol=1e-6)
 
 
-def test_padding_and_prompts_do_not_matter(policy, reference):
+def test_padding_does_not_matter(policy, reference):
     """What stands to the right of a row's last token changes nothing."""
     batch = random_batch()
     padded = {**batch, "ids": F.pad(batch["ids"], (0, 3), value=1), "masks": F.pad(batch["masks"], (0, 3))}
-    a = gradient(policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)[0], policy)
-    b = gradient(policy_loss(policy, reference, padded, (0.2, 0.1), 1.0, 7)[0], policy)
+    a, b = (gradient(loss_of(policy, reference, each)[0], policy) for each in (batch, padded))
     assert a.norm() > 0.01 and torch.allclose(a, b, atol=1e-6)
 
 
 def test_temperature_divides_the_logits(policy, reference):
-    """Scoring at T equals scoring a policy and a reference whose heads are scaled by 1 / T at temperature 1.
-    """
+    """Scoring at T equals scoring a policy and a reference whose heads are scaled by 1 / T at temperature 1."""
     batch = random_batch()
-    warm, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 0.7, 7)
+    warm, _ = loss_of(policy, reference, batch, 0.7)
     with torch.no_grad():
         policy.lm_head.weight /= 0.7
         reference.lm_head.weight /= 0.7
-    scaled, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
-    cold, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 0.7, 7)
-    assert warm.item() == pytest.approx(scaled.item(), abs=1e-5) and abs(warm.item() - cold.item()) > 1e-3
-
-
-def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, monkeypatch):
-    """Logits in chunks: the same gradient, and between the passes no tensor as large as all logits is kept.
-    """
-    batch, kept = random_batch(), []
-    n = int(batch["masks"][:, :, 1:].sum())
-    whole = gradient(policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)[0], policy)
-    monkeypatch.setattr(memory, "LOGITS_AT_ONCE", 4 * V)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
-        loss, _ = policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
-    assert torch.allclose(gradient(loss, policy), whole, atol=1e-6)
-    assert not [shape for shape in kept if len(shape) == 2 and shape[0] >= n and shape[1] == V]
-    kept.clear()
-    monkeypatch.setattr(memory, "LOGITS_AT_ONCE", 2**25)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
-        policy_loss(policy, reference, batch, (0.2, 0.1), 1.0, 7)
-    assert [shape for shape in kept if shape == (n, V)]  # the check above can fail
+    scaled, cold = (loss_of(policy, reference, batch, temperature)[0].item() for temperature in (1.0, 0.7))
+    assert warm.item() == pytest.approx(scaled, abs=1e-5) and abs(warm.item() - cold) > 1e-3
 
 
 def test_a_policy_that_is_its_reference_has_no_gradient_without_reward(policy):
-    """Exactly none: Muon and Adam make a full step of any gradient, rounding noise included."""
+    """Exactly none: Adam makes a full step of any gradient, rounding noise included. And no KL."""
     same, batch = copy.deepcopy(policy).float(), random_batch()
     reference = copy.deepcopy(same).requires_grad_(False)
-    loss, _ = policy_loss(same, reference, batch | {"advantages": torch.zeros(7, 2)}, (0.2, 0.1), 1.0, 7)
+    loss, parts = loss_of(same, reference, batch | {"advantages": torch.zeros(7, 2)})
     assert (gradient(loss, same) == 0).all()
-    assert gradient(policy_loss(same, reference, batch, (0.2, 0.1), 1.0, 7)[0], same).norm() > 0.01
+    assert parts["kl_t1"] == pytest.approx(0, abs=1e-6) == parts["kl_t2"]
+    assert gradient(loss_of(same, reference, batch)[0], same).norm() > 0.01
 
 
-class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+# ---------------------------------------------------------------------------------- what saves memory
+
+
+def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, monkeypatch):
+    """Logits in chunks: the same gradient, and between the passes no tensor as large as all logits is kept."""
+    batch, gradients, kept = random_batch(), [], []
+    n = int(batch["masks"][:, :, 1:].sum())
+    for logits_at_once in (2**25, 4 * V):
+        monkeypatch.setattr(memory, "LOGITS_AT_ONCE", logits_at_once)
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=shapes: to.append(t.shape) or t, id_):
+            loss, _ = loss_of(policy, reference, batch)
+        gradients.append(gradient(loss, policy))
+        kept.append([shape for shape in shapes if len(shape) == 2 and shape[0] >= n and shape[1] == V])
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert kept[0] and not kept[1]
+
+
+def id_(tensor):
+    return tensor
+
+
+class Largest(TorchDispatchMode):
     """Numbers in the largest tensor that any operation makes, forward and backward."""
 
     numbers = 0
@@ -302,75 +333,27 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["policy", "supervised"])
 def test_no_tensor_of_all_logits_is_ever_made(kind, monkeypatch):
     """At a vocabulary of 5,000 an update makes nothing larger than a chunk of logits or the embedding itself.
+    Prompts and padding have no logits even without chunks.
     """
-    big = GPTConfig(
-        vocab_size=5000, n_layer=1, n_head=1, n_kv_head=1, dim=8, head_dim=8, ffn_dim=8, max_len=64
-    )
+    big = GPTConfig(vocab_size=5000, **SIZES, max_len=64)
     model, reference, batch = GPT(big), GPT(big).requires_grad_(False), random_batch()
     batch = {name: t.repeat(4, *[1] * (t.ndim - 1)) for name, t in batch.items()}  # [28, 11]: 1.5 M logits
-    monkeypatch.setattr(memory, "LOGITS_AT_ONCE", 50_000)
+    lesson, tokens = taught(batch)
 
     def largest(chunk):
         monkeypatch.setattr(memory, "LOGITS_AT_ONCE", chunk)
         with Largest() as mode:
             if kind == "policy":
-                policy_loss(model, reference, batch, (0.2, 0.1), 1.0, 28)[0].backward()
+                loss_of(model, reference, batch)[0].backward()
             else:
-                supervised_loss(model, batch | {"masks": batch["masks"].any(1, keepdim=True)}, 100).backward()
+                supervised_loss(model, lesson, tokens).backward()
         return mode.numbers
 
     assert largest(50_000) <= 50_000
-    sampled = int(
-        (batch["masks"][:, :, 1:].any(1) if kind == "policy" else batch["masks"].any(1)[:, 1:]).sum()
-    )
-    assert (
-        largest(10**9) == 5000 * sampled < 28 * 10 * 5000
-    )  # the check can fail; prompts and padding have no logits even so
+    assert largest(10**9) == 5000 * tokens < 28 * 10 * 5000  # the check can fail
 
 
-def environment(c, tokenizer):
-    task = load_task(c.task)
-    return Environment(task, tokenizer, train_problems(task, c.size, c.seed))
-
-
-def test_rollouts_of_one_problem_stand_together_and_are_compared(small_gpt, tokenizer, monkeypatch):
-    """With 4 samples a problem, 4 rows share a prompt, and leave-one-out advantages of one problem add up to
-    nothing.
-    """
-    c = Config(batch=12, samples_per_problem=4, baseline="rloo", max_new=3)
-    monkeypatch.setattr(
-        train, "correctness", lambda task, problems, texts, ended: (torch.rand(len(texts), 2) < 0.5, {})
-    )
-    model, env = small_gpt(), environment(c, tokenizer)
-    batch, _, _ = rollout_batch(c, stages(c)[2], (1, 0), env, model, model)
-    prompts = [
-        tuple(row[: int(mask[0].nonzero()[0])].tolist())
-        for row, mask in zip(batch["ids"], batch["masks"], strict=True)
-    ]
-    assert [prompts.count(p) for p in prompts] == [4] * 12 and prompts[0] == prompts[3] != prompts[4]
-    groups = batch["advantages"].view(3, 4, 2)
-    assert groups.abs().sum() > 1 and torch.allclose(groups.sum(1), torch.zeros(3, 2), atol=1e-4)
-
-
-def test_stage_one_rewards_turn_2_alone_whatever_gamma_says(small_gpt, tokenizer, monkeypatch):
-    """The logged length is that of the attempts that the policy made: here of second ones alone, a token
-    each.
-    """
-    c = Config(batch=12, gamma=0.8, max_new=1, offline_share=1.0)
-    monkeypatch.setattr(
-        train, "correctness", lambda task, problems, texts, ended: (torch.rand(len(texts), 2) < 0.5, {})
-    )
-    model, env = small_gpt(), environment(c, tokenizer)
-
-    def credits(stage):
-        torch.manual_seed(0)
-        batch, metrics, _ = rollout_batch(c, stage, (1, 0), env, model, model)
-        assert metrics["length"] == 1
-        return batch["advantages"]
-
-    one, two = (credits(stage) for stage in stages(c)[1:])
-    assert not one[:, 0].any() and one[:, 1].any()
-    assert not torch.equal(two, credits(stages(Config(gamma=0.0))[2]))
+# ---------------------------------------------------------------------------------- the stages
 
 
 def test_learning_rate_warms_up_holds_and_falls():
@@ -383,14 +366,11 @@ def test_stages_are_rows_of_coefficients():
     rates = dict(base_lr=0.3, lr=0.2, stage2_lr=0.1)
     base, one, two = stages(Config(**rates, beta1=0.01, beta2=0.2, stage2_beta=0.3, alpha=10))
     assert [stage.lr for stage in (base, one, two)] == [0.3, 0.2, 0.1]
-    assert base.weights is None and one.reference == two.reference == "base"
+    assert not base.weights and one.reference == two.reference == "base"
     assert (one.weights, one.alpha, one.betas) == ((0.0, 1.0), 0.0, (0.2, 0.01))
     assert (two.weights, two.alpha, two.betas) == ((1.0, 1.0), 10.0, (0.3, 0.3))
     one, two = stages(Config(gamma=0.8))[1:]
     assert (one.gamma, two.gamma) == (0.0, 0.8)  # Stage I rewards turn 2 alone, whatever Stage II credits
-    woven = stages(Config(interleave=2, stage1_steps=300, stage2_steps=200))
-    assert [(s.name, s.steps) for s in woven[1:]] == [("stage1", 150), ("stage2", 100)] * 2
-    assert {s.reference for s in woven[1:]} == {"base"}
     assert [s.name for s in stages(Config(init="base.pt"))] == ["stage1", "stage2"]
     assert [s.name for s in stages(Config(stage1_steps=0))] == ["base", "stage2"]
     imitation = stages(Config(imitate="file", stage1_steps=0, imitate_steps=7))
@@ -409,15 +389,6 @@ def test_three_attempts_have_a_stage_each_with_a_reference_of_its_own():
     """
     _, a, b, two = stages(Config(turns=3, beta1=0.01, beta2=0.2, stage2_beta=0.3))
     assert (a.name, a.weights, a.betas, a.reference) == ("stage1", (0.0, 1.0), (0.2, 0.01), "base")
-    assert (b.name, b.weights, b.betas, b.reference) == (
-        "stage1b",
-        (0.0, 0.0, 1.0),
-        (0.2, 0.2, 0.01),
-        "stage1",
-    )
-    assert (two.weights, two.betas, two.reference, two.alpha) == (
-        (1.0, 1.0, 1.0),
-        (0.3, 0.3, 0.3),
-        "base",
-        10.0,
-    )
+    held = ((0.0, 0.0, 1.0), (0.2, 0.2, 0.01), "stage1")
+    assert (b.name, b.weights, b.betas, b.reference) == ("stage1b", *held)
+    assert (two.weights, two.betas, two.reference, two.alpha) == ((1.0,) * 3, (0.3,) * 3, "base", 10.0)

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from data import Problem, load_task
-from rewards import correctness, turn_returns, turn_rewards
+from data import load_task
+from rewards import turn_returns, turn_rewards
 
 CASES = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
 
@@ -37,12 +37,6 @@ def test_gamma_decides_whether_a_right_first_attempt_is_fined():
     assert turn_returns(three, 0.5).tolist() == [[5.75, 11.5, 1]]
 
 
-def test_an_attempt_that_was_cut_is_wrong():
-    task, problem = load_task("division"), Problem("8742/6", "1457")
-    texts = [["1457*6=8742", "1457*6=8742"]]
-    assert correctness(task, [problem], texts, torch.tensor([[True, False]]))[0].tolist() == [[True, False]]
-
-
 @pytest.mark.parametrize(
     "task, prompt, right, wrong",
     [
@@ -62,7 +56,6 @@ def test_checkers(task, prompt, right, wrong):
     problem = task.parse(prompt)
     start = time.time()
     assert all(task.is_correct(problem, text) for text in right)
-    assert not any(
-        task.is_correct(problem, text) for text in [*wrong, "9" * 10**6, "9**" * 10**5, "(" * 10**5]
-    )
+    wrong = [*wrong, "9" * 10**6, "9**" * 10**5, "(" * 10**5]
+    assert not any(task.is_correct(problem, text) for text in wrong)
     assert time.time() - start < 2  # no timing: a tower of powers would take for ever
