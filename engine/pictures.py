@@ -8,62 +8,49 @@ import numpy as np
 os.environ["MPLBACKEND"] = "Agg"  # a notebook sets its own, which its child processes may not find
 import matplotlib.pyplot as plt
 
-FIRST, SECOND = "#d95f02", "#1b7fb8"
-CURVES = {  # file: label of the axis, factor, and the metrics with their labels and colors
-    "learning_curves.png": (
-        "accuracy of sampled attempts (%)",
-        100,
-        {"acc_t1": ("attempt 1", FIRST), "acc_t2": ("attempt 2", SECOND)},
-    ),
-    "kl.png": (
-        "KL to the base (nats per turn)",
-        1,
-        {"kl_t1": ("turn 1", FIRST), "kl_t2": ("turn 2", SECOND)},
-    ),
-    "change_rate.png": (
-        "share of dialogues (%)",
-        100,
-        {"change_rate": ("second attempt differs", "#5f6f52")},
-    ),
+# Attempts have colours that no method has in the figures of experiments/.
+FIRST, SECOND = "#e7298a", "#1b9e9e"
+PANELS = {  # label of the axis: factor, and the metrics with their labels and colours
+    "accuracy (%)": (100, {"acc_t1": ("attempt 1", FIRST), "acc_t2": ("attempt 2", SECOND)}),
+    "KL (nats a turn)": (1, {"kl_t1": ("turn 1", FIRST), "kl_t2": ("turn 2", SECOND)}),
+    "dialogues (%)": (100, {"change_rate": ("second attempt differs", "#444444")}),
 }
 
 
 def draw(folder: Path, rows: list[dict], results: dict) -> list[str]:
     """Draws the rows of metrics.jsonl and the results of the checkpoints; returns the files' names."""
     draw_transitions(folder / "transitions.png", results)
-    names = ["transitions.png"]
-    if rows:  # a run may have no steps: then it only evaluates what it starts from
-        for name, curves in CURVES.items():
-            draw_curves(folder / name, rows, *curves)
-        names = ["learning_curves.png", *names, "kl.png", "change_rate.png"]
-    return names
+    rows = [row for row in rows if "acc_t1" in row]  # a supervised stage samples nothing
+    if rows:
+        draw_training(folder / "training.png", rows)
+    return ["training.png", "transitions.png"] if rows else ["transitions.png"]
 
 
-def draw_curves(path: Path, rows: list[dict], label: str, factor: float, series: dict) -> None:
-    """Metrics over the time of the training, and the borders of the stages.
-
-    Faint: each update. Strong: the mean of the metric's last 20 updates in the stage.
+def draw_training(path: Path, rows: list[dict]) -> None:
+    """Metrics of each RL update (faint), and their means over the last n updates of the stage (strong). n is
+    a fifth of the shortest stage, 20 at most, so that the mean does not lag behind.
     """
-    figure, axis = plt.subplots(figsize=(7.5, 3.6), dpi=120)
-    minutes = np.array([row["seconds"] / 60 for row in rows])
     starts = [i for i, row in enumerate(rows) if i == 0 or row["stage"] != rows[i - 1]["stage"]]
-    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-        middle = (minutes[start] + minutes[stop - 1]) / 2
-        axis.axvline(minutes[start], color="gray", linestyle=":", linewidth=0.8)
-        axis.text(middle, 1.02, rows[start]["stage"], transform=axis.get_xaxis_transform(), ha="center")
-        for key, (text, color) in series.items():
-            # A supervised stage is measured only now and then.
-            here = np.array([i for i in range(start, stop) if key in rows[i]], dtype=int)
-            values = np.array([factor * rows[i][key] for i in here])
-            means = [values[(here > i - 20) & (here <= i)].mean() for i in here]
-            axis.plot(minutes[here], values, color=color, alpha=0.25, linewidth=0.8)
-            axis.plot(minutes[here], means, color=color, label=text if stop == len(rows) else None)
-    axis.set(xlabel="minutes of training", ylabel=label, xlim=(0, minutes[-1]), ylim=(0, None))
-    axis.legend(frameon=False)
-    axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    stages = list(zip(starts, [*starts[1:], len(rows)], strict=True))
+    n = max(1, min(20, min(stop - start for start, stop in stages) // 5))
+    figure, axes = plt.subplots(len(PANELS), figsize=(7.5, 7.5), dpi=120, sharex=True)
+    for axis, (label, (factor, series)) in zip(axes, PANELS.items(), strict=True):
+        for start, stop in stages:
+            axis.axvline(start, color="gray", linestyle=":", linewidth=0.8)
+            for key, (text, color) in series.items():
+                values = np.array([factor * row[key] for row in rows[start:stop]])
+                means = [values[max(0, i + 1 - n) : i + 1].mean() for i in range(len(values))]
+                axis.plot(range(start, stop), values, color=color, alpha=0.25, linewidth=0.8)
+                text = f"{text}, mean of {n} updates" if start == 0 else None
+                axis.plot(range(start, stop), means, color=color, label=text)
+        axis.set(ylabel=label, xlim=(0, len(rows)), ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(1.0, 0.0))
+    for start, stop in stages:
+        middle = (start + stop) / 2
+        axes[0].text(middle, 1.03, rows[start]["stage"], transform=axes[0].get_xaxis_transform(), ha="center")
+    axes[-1].set(xlabel="updates of RL")
+    save(figure, path)
 
 
 def draw_transitions(path: Path, results: dict) -> None:
@@ -73,7 +60,7 @@ def draw_transitions(path: Path, results: dict) -> None:
         m, left = result["greedy"], 0.0
         parts = {
             "c→c": (m["acc_t1"] - m["c_to_i"], SECOND),
-            "i→c": (m["i_to_c"], "#66c2a5"),
+            "i→c": (m["i_to_c"], "#a6dba0"),
             "c→i": (m["c_to_i"], FIRST),
             "i→i": (1 - m["acc_t1"] - m["i_to_c"], "#c8c8c8"),
         }
@@ -86,6 +73,9 @@ def draw_transitions(path: Path, results: dict) -> None:
     axis.invert_yaxis()
     axis.set(xlabel="held-out problems (%), greedy", xlim=(0, 100))
     axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    figure.tight_layout()
-    figure.savefig(path)
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+    figure.savefig(path, bbox_inches="tight")
     plt.close(figure)

@@ -37,9 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from data import Problem, load_task, train_problems
 from engine.build import held_out_of, make_tokenizer, training_problems_of
-from engine.checkpoints import load, save
+from engine.checkpoints import load, open_run, save, write
 from engine.cli import run_script
-from engine.folder import open_run, write
 from engine.options import require
 from engine.presets import PRESETS
 from engine.report import without_nan

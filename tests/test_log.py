@@ -1,8 +1,8 @@
 """What a run warns of: nothing to correct, no signal, a turn 2 that only copies. And of nothing else."""
 
 import pytest
-
 from engine.log import warnings_of
+
 from train import Config, Stage, train
 
 RL = Stage("stage1", 100, 0.01, (0.0, 1.0))
