@@ -27,8 +27,6 @@ from engine.options import require
 from engine.settings import EvalOptions, Settings
 from model import GPT, GPTConfig
 
-GONE = "{} is gone: this run reads its weights and tokenizer there, so put it back"
-
 
 def pick_device(name: str) -> torch.device:
     """The device of this name; "auto" takes CUDA, else the CPU. ValueError if it isn't there."""
@@ -93,10 +91,8 @@ def training_problems_of(c: Settings, n: int, of_base: bool) -> list[Problem]:
     """Up to `n` different problems that the base, or RL, draws from. Who is better on them than on held-out
     ones has memorised.
     """
-    if of_base and makes_base(c):
-        problem = demo_problems(load_task(c.task), c.size, c.seed, c.train_n)
-    else:
-        problem = train_problems(load_task(c.task), c.size, c.seed, c.train_n, c.train_data, c.test_data)
+    env = make_environment(c)
+    problem = (of_base and env.demo_problem) or env.problem
     return list({p.prompt: p for p in map(problem, range(3 * n))}.values())[:n]
 
 
@@ -110,9 +106,8 @@ def make_tokenizer(c: Settings) -> Tokenizer:
     if not is_toy(c):
         return read_tokenizer(c.tokenizer or c.init)
     task = load_task(c.task)
-    if not hasattr(task, "DIGITS_PER_TOKEN"):
-        require(not c.init or Path(c.init).exists(), GONE.format(c.init))
-        raise ValueError(f"task={c.task} needs a pretrained tokenizer: --init=FOLDER or --tokenizer=...")
+    mend = f"task={c.task} needs a pretrained tokenizer: --init=FOLDER or --tokenizer=..."
+    require(hasattr(task, "DIGITS_PER_TOKEN"), mend)
     return build_tokenizer(task.DIGITS_PER_TOKEN)
 
 
@@ -134,7 +129,8 @@ def make_model(c: Settings, vocab_size: int, device: torch.device) -> GPT:
     elif Path(c.init).is_dir():
         model = load_pretrained(c.init, device, dtype)
     else:
-        require(Path(c.init).exists(), GONE.format(c.init))
+        gone = f"{c.init} is gone: this run reads its weights and tokenizer there, so put it back"
+        require(Path(c.init).exists(), gone)
         model, settings = load_model(c.init, device)
         before, seed = settings["task"], settings["seed"]
         learned = f"{c.init} has learned --task={before}: train it on that, or make a base of --task={c.task}"
@@ -195,23 +191,17 @@ def overridden(c: Settings, o: EvalOptions, path: str | Path) -> Settings:
 
 
 def check_lengths(c: Settings, env: Environment, max_len: int) -> None:
-    """ValueError if a right attempt can't be written in `max_new` tokens, or a dialogue could outgrow the
-    model.
-
-    Better now than in the middle of a run.
+    """ValueError, now rather than in the middle of a run, if a right attempt can't be written in `max_new`
+    tokens, or if a dialogue could outgrow the model.
     """
     if hasattr(env.task, "attempt"):
         right = [env.task.attempt(env.problem(i), "right", Random(0)).text for i in range(20)]
         longest = max(len(env.tokenizer.encode(text)) + 1 for text in right)
-        refusal = f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new"
-        require(longest <= c.max_new, refusal)
-    if not c.train_data:
-        return
-    problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]
-    prompt = max(map(len, env.prompts(problems)))
-    longest = prompt + c.turns * c.max_new + (c.turns - 1) * (len(env.correction_request) + 1)
-    if longest > max_len:
-        raise ValueError(
-            f"the longest prompt has {prompt} tokens, its dialogue up to {longest}, and the model reads "
-            f"max_len={max_len}: lower --max_new"
-        )
+        fits = longest <= c.max_new
+        require(fits, f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new")
+    if c.train_data:
+        problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]
+        prompt = max(map(len, env.prompts(problems)))
+        longest = prompt + c.turns * c.max_new + (c.turns - 1) * (len(env.correction_request) + 1)
+        found = f"the longest prompt has {prompt} tokens, its dialogue up to {longest}"
+        require(longest <= max_len, f"{found}, and the model reads max_len={max_len}: lower --max_new")

@@ -1,6 +1,5 @@
 """`python eval.py CHECKPOINT --chat`: pose problems, see the attempts, ask for a check."""
 
-import os
 import sys
 from random import Random
 
@@ -23,11 +22,11 @@ def chat(model: GPT, c, temperature: float) -> None:
     env = make_environment(c, training=False)
     generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
     example = env.task.sample(Random(c.seed), c.size).prompt if hasattr(env.task, "sample") else ""
-    end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
-    print(f"Type a problem{example and f', such as {example}'}. Enter asks for a check, {end} ends.")
+    print(f"Type a problem{example and f', such as {example}'}. Enter asks for a check, Ctrl-D ends.")
     ids, attempt = [], 0  # `ids` is the dialogue so far
-    while (line := read_line("check, or a problem: " if ids else "problem: ")) is not None:
+    while True:
         try:
+            line = input("check, or a problem: " if ids else "problem: ").strip()
             if line:
                 ids, attempt = [], 0  # Enter after a refused problem must not go on with the one before it
                 can_judge = hasattr(env.task, "parse")
@@ -38,6 +37,8 @@ def chat(model: GPT, c, temperature: float) -> None:
             else:
                 continue
             rollout = sample_dialogues(model, env.tokenizer, [asked], [], c.max_new, temperature, generator)
+        except EOFError:
+            return print()
         except ValueError as error:  # it is no problem, or there is no room for another attempt
             print(error)
             continue
@@ -46,12 +47,3 @@ def chat(model: GPT, c, temperature: float) -> None:
         verdict = verdicts(env.task, [(problem, text)])[0] if can_judge else ""
         verdict = verdict if ended else "wrong: it was cut off"
         print(f"attempt {attempt}: {text}" + (verdict and f"   ({verdict})"))
-
-
-def read_line(question: str) -> str | None:
-    """A line that a person types, without blanks around it. None at the end of the input."""
-    try:
-        return input(question).strip()
-    except EOFError:
-        print()
-        return None

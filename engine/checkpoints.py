@@ -149,7 +149,6 @@ def locked(folder: Path):
         if fcntl:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
         raise ValueError(f"another process writes into {folder}: wait for its end, or stop it") from None
     except OSError:
         pass
@@ -197,7 +196,7 @@ def with_absolute_paths(c: Settings) -> Settings:
 
 def files_of_run(folder: Path) -> list[Path]:
     """What a run and its report have written into the folder, also what a kill has left half written."""
-    names = r"(config|results|report|metrics|training|transitions)\.(jsonl?|md|png|tmp)"
+    names = r"(config|results|report|metrics|training)\.(jsonl?|md|png|tmp)"
     checkpoints = r"(last|base|imitate|stage1[b-e]?|stage2)(-\d+)?\.(pt|tmp)"
     return [path for path in folder.glob("*.*") if re.fullmatch(f"{names}|{checkpoints}", path.name)]
 

@@ -134,7 +134,7 @@ class EvalOptions:
 
 
 def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
-    """The Config of the command line, and the folder to resume ("" for none). Overrides are printed.
+    """The Config of the command line, and the folder to resume ("" for none).
 
     ValueError names the mend of a bad word.
     """
@@ -153,8 +153,6 @@ def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]
     resume, preset = given.pop("resume", ""), given.pop("preset", "")
     alone = not (resume and (given or preset))
     require(alone, "--resume goes on with the settings of the stopped run: give no others")
-    for key, value in given.items():
-        print(f"{key} = {value!r}")
     values = PRESETS[preset][1] | given if preset else given
     sizes = sorted(values.keys() & {"n_layer", "n_head", "dim"}) if values.get("init") else []
     require(not sizes, f"--init brings a model of its own size: leave out --{''.join(sizes[:1])}")
