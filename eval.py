@@ -33,7 +33,6 @@ from engine.cli import run_script
 from engine.hf import export, is_pretrained
 from engine.options import parse_options, require
 from engine.report import (
-    check_can_write,
     metrics_text,
     read_log,
     save_transcripts,
@@ -181,14 +180,15 @@ def report(folder: Path, device: torch.device) -> None:
 def show_checkpoint(path: str, o: EvalOptions) -> None:
     """Metrics of one checkpoint, or its attempts at a problem that a person poses, or an export of it."""
     model, c = load_model(path, pick_device(o.device))
-    c = overridden(c, o, model, path)
+    c = overridden(c, o, path)
     if o.export:
         return print(export(model, c, o.export))
     if o.chat:
         return chat(model, c, o.temperature)
     problems = problems_of(c, o)
-    if o.save:
-        check_can_write(o.save)  # an error now rather than after the evaluation
+    if o.save:  # an error now rather than after the evaluation
+        is_new = Path(o.save).parent.is_dir() and not Path(o.save).exists()
+        require(is_new, f"--save={o.save} must be a new file in a folder that exists")
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
         save_transcripts(o.save, transcripts)

@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import dataclass
 
 from data import load_task
-from engine.options import UsageError, check_values, option, parse_options, require
+from engine.options import check_values, option, parse_options, require
 from engine.presets import PRESETS
 
 STEPS = 10**6  # the most steps of a stage: further ones would get problems of the next stage
@@ -96,7 +96,8 @@ class Settings(TaskSettings, BaseSettings, LearningSettings, RunSettings):
         check_values(self)
         both, heads = self.copy + self.right, 2 * self.n_head
         require(both <= 1, f"copy + right = {both:g} exceeds 1: lower one of them")
-        require(self.dim % heads == 0, f"dim={self.dim} must be a multiple of 2 * n_head={heads}")
+        even = self.init or self.dim % heads == 0
+        require(even, f"dim={self.dim} must be a multiple of 2 * n_head={heads}")
         a_name = self.name not in ("", ".", "..") and not set(self.name) & set("/\\")
         require(a_name, f"name={self.name!r} must be the name of one folder: use --out for where it is")
         require(not self.lora or self.init, "lora adapts a model that exists: name one with --init")
@@ -139,31 +140,26 @@ class EvalOptions:
 
 
 def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
-    """The Config of the command line, and the folder to resume ("" for none). Overrides are printed.
+    """The Config of the command line, and the folder to resume ("" for none).
 
     ValueError names the mend of a bad word.
     """
     usage = "python train.py [--preset=NAME] [--key=value ...] | --resume=FOLDER"
-    presets = []
+    presets = ["presets:"]
     for name, (why, values) in PRESETS.items():
         words = " ".join(f"--{key}={value}" for key, value in values.items())
-        presets += [
-            f"  {name}: {why}",
-            textwrap.indent(textwrap.fill(words, 112, break_on_hyphens=False), "    "),
-        ]
+        words = textwrap.fill(words, 112, break_on_hyphens=False)
+        presets += [f"  {name}: {why}", textwrap.indent(words, "    ")]
     other = {
         "--preset": dict(choices=PRESETS, metavar="NAME", help="start from a set of settings, listed below"),
         "--resume": dict(metavar="FOLDER", help="go on with the stopped run in this folder"),
     }
-    given = parse_options(Config, argv, usage, text, "\n".join(["presets:", *presets]), **other)
-    if given.get("resume") == "":
-        raise UsageError("--resume=FOLDER: name the folder of the stopped run")
+    given = parse_options(Config, argv, usage, text, "\n".join(presets), **other)
+    require(given.get("resume") != "", "--resume=FOLDER: name the folder of the stopped run")
     resume, preset = given.pop("resume", ""), given.pop("preset", "")
-    if resume and (given or preset):
-        raise UsageError("--resume goes on with the settings of the stopped run: give no others")
-    for key, value in given.items():
-        print(f"{key} = {value!r}")
-    try:
-        return Config(**{**(PRESETS[preset][1] if preset else {}), **given}), resume
-    except ValueError as error:
-        raise UsageError(error) from None
+    alone = not (resume and (given or preset))
+    require(alone, "--resume goes on with the settings of the stopped run: give no others")
+    values = PRESETS[preset][1] | given if preset else given
+    sizes = sorted(values.keys() & {"n_layer", "n_head", "dim"}) if values.get("init") else []
+    require(not sizes, f"--init brings a model of its own size: leave out --{''.join(sizes[:1])}")
+    return Config(**values), resume

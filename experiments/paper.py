@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from data import Problem, load_task, train_problems
 from engine.build import held_out_of, training_problems_of
+from engine.checkpoints import open_run, write
 from engine.cli import run_script
-from engine.folder import open_run, write
 from engine.options import require
 from engine.report import without_nan
 from eval import evaluate, swap_test
