@@ -1,4 +1,4 @@
-"""What the tests of pretrained models share: a random Qwen 2 in a folder, and short runs from it."""
+"""What the tests of pretrained models share: tiny tokenizers, a random Qwen 2, short runs from it."""
 
 import sys
 from pathlib import Path
@@ -23,35 +23,32 @@ LAYOUTS = {
     "llama3": (QWEN_PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1), None, LLAMA3, False, True),
     "smollm2": ("digits", None, CHATML, True, False),
 }
+SHORT = [
+    "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8", "--sample_batch=5",
+    "--micro_batch=3", "--max_new=13", "--eval_n=6", "--save_every=2", "--show_every=2", "--log_every=1",
+    "--device=cpu",
+]  # fmt: skip
 
 
 def write_tokenizer(layout: str, folder: Path):
     """Writes a tiny tokenizer of a family's layout, which the tokenizers library trains here. Returns it."""
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, decoders, models, normalizers, trainers
     from tokenizers import Tokenizer as Library
+    from tokenizers import pre_tokenizers as pre
 
     pattern, form, special, first, ignore_merges = LAYOUTS[layout]
     made = Library(models.BPE(ignore_merges=ignore_merges))
-    spaces = dict(add_prefix_space=False)
-    if pattern is None:
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(**spaces)
-    elif pattern == "digits":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        made.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(**spaces)])
-    else:
-        split = pre_tokenizers.Split(Regex(pattern), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(use_regex=False, **spaces)
-        made.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    steps = [pre.ByteLevel(add_prefix_space=False, use_regex=pattern in (None, "digits"))]
+    if pattern:
+        digits = pattern == "digits"
+        steps.insert(0, pre.Digits(True) if digits else pre.Split(Regex(pattern), "isolated"))
+    made.pre_tokenizer = pre.Sequence(steps) if pattern else steps[0]
     if form:
         made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-        special_tokens=special if first else [],
-    )
+    said = dict(initial_alphabet=pre.ByteLevel.alphabet(), special_tokens=special if first else [])
     corpus = Path(train.__file__).read_text(encoding="utf-8")  # any text will do
+    trainer = trainers.BpeTrainer(vocab_size=800, show_progress=False, **said)
     made.train_from_iterator([corpus, "日本語 é è ñ 🙂 " * 20], trainer)
     if not first:
         made.add_special_tokens(special)
@@ -67,13 +64,6 @@ def write_qwen(folder: Path) -> None:
     sizes = dict(n_layer=2, n_head=4, n_kv_head=2, dim=64, head_dim=16, ffn_dim=96, max_len=2048)
     config = GPTConfig(library.get_vocab_size() + 7, **sizes, qk_norm=False, qkv_bias=True, tie_weights=True)
     save_pretrained(GPT(config), folder)
-
-
-SHORT = [
-    "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8",
-    "--sample_batch=5", "--micro_batch=3", "--max_new=13", "--eval_n=6", "--save_every=2", "--show_every=2",
-    "--log_every=1", "--device=cpu",
-]  # fmt: skip
 
 
 def train_here(monkeypatch, *words) -> None:
