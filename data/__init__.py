@@ -172,11 +172,12 @@ def demo_problems(task, size: int, seed: int, n: int = 0) -> Callable[[int, int]
 
 
 def drawn(task, size: int, key: str, left_out: Callable[[str], bool]) -> Problem:
-    """The first problem that the generator of this key draws and that is not left out."""
+    """The first problem that the generator of this key draws and that is not left out; else a ValueError."""
     rng = Random(key)
-    while left_out((problem := task.sample(rng, size)).prompt):
-        pass
-    return problem
+    for problem in (task.sample(rng, size) for _ in range(10**5)):
+        if not left_out(problem.prompt):
+            return problem
+    raise ValueError(f"size={size} has no problem left to draw: lower --train_n or raise --size")
 
 
 def different(
