@@ -30,11 +30,9 @@ from engine.build import (
 )
 from engine.chat import chat
 from engine.cli import run_script
-from engine.export import export
-from engine.hf import is_pretrained
+from engine.hf import export, is_pretrained
 from engine.options import parse_options, require
 from engine.report import (
-    check_can_write,
     metrics_text,
     read_log,
     save_transcripts,
@@ -73,21 +71,6 @@ def self_correction_metrics(correct, changed=None) -> dict:
     means = {name: float(x.mean()) if len(x) else math.nan for name, x in values.items()}
     errors = {name: float(x.std() / len(x) ** 0.5) if len(x) else math.nan for name, x in values.items()}
     return {**means, "n": len(first), "se": errors}
-
-
-def edit_distance_ratio(a: str, b: str) -> float:
-    """Insertions and deletions that turn a into b, in characters, over len(a) + len(b); 0 if both are empty.
-
-    The paper only says "edit distance". Its histograms reach 0.9. Levenshtein's distance, which replaces
-    characters, stays at 0.5 or below for texts of equal length.
-    """
-    common = [0] * (len(b) + 1)  # longest common subsequence of a's prefix and each prefix of b
-    for x in a:
-        before, common = common, [0]
-        for j, y in enumerate(b):
-            common.append(before[j] + 1 if x == y else max(before[j + 1], common[j]))
-    total = len(a) + len(b)
-    return (total - 2 * common[-1]) / total if total else 0.0
 
 
 def answer(model: GPT, c: Config, env: Environment, prompts, turns, temperature, feedback=False) -> Rollout:
@@ -197,14 +180,15 @@ def report(folder: Path, device: torch.device) -> None:
 def show_checkpoint(path: str, o: EvalOptions) -> None:
     """Metrics of one checkpoint, or its attempts at a problem that a person poses, or an export of it."""
     model, c = load_model(path, pick_device(o.device))
-    c = overridden(c, o, model, path)
+    c = overridden(c, o, path)
     if o.export:
         return print(export(model, c, o.export))
     if o.chat:
         return chat(model, c, o.temperature)
     problems = problems_of(c, o)
-    if o.save:
-        check_can_write(o.save)  # an error now rather than after the evaluation
+    if o.save:  # an error now rather than after the evaluation
+        is_new = Path(o.save).parent.is_dir() and not Path(o.save).exists()
+        require(is_new, f"--save={o.save} must be a new file in a folder that exists")
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
         save_transcripts(o.save, transcripts)

@@ -189,7 +189,7 @@ class GPT(nn.Module):
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)  # outputs of variance 1
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):  # each block starts as the identity, so depth does not swell the sum

@@ -60,3 +60,13 @@ def turn_returns(rewards: Tensor, gamma: float) -> Tensor:
     for turn in reversed(range(rewards.shape[1] - 1)):
         returns[:, turn] += gamma * returns[:, turn + 1]
     return returns
+
+
+def check_rewards(rewards: Tensor, correct: Tensor) -> None:
+    """ValueError unless the rewards are finite numbers, one for each turn as in `correct` [B, K]."""
+    is_tensor = isinstance(rewards, Tensor)
+    fine = is_tensor and rewards.shape == correct.shape and rewards.is_floating_point()
+    if not (fine and rewards.isfinite().all()):
+        found = f"{rewards.dtype} {list(rewards.shape)}" if is_tensor else type(rewards).__name__
+        wanted = f"finite floats [dialogues, turns] = {list(correct.shape)}"
+        raise ValueError(f"the rewards of rollout_batch are {found}, not {wanted}: mend the reward function")

@@ -34,8 +34,8 @@ from torch import Tensor
 from data import Environment, seeded
 from data.reading import checked
 from engine import build
-from engine.cli import run_alone, run_script
-from engine.folder import open_run
+from engine.checkpoints import open_run
+from engine.cli import run_script
 from engine.hf import load_pretrained
 from engine.memory import in_chunks, micro_batches
 from engine.options import option, require
@@ -45,7 +45,7 @@ from engine.settings import STEPS, Settings, parse_args
 from engine.sharding import unsharded
 from engine.supervised import supervise
 from model import GPT
-from rewards import correctness, turn_returns, turn_rewards
+from rewards import check_rewards, correctness, turn_returns, turn_rewards
 from rollout import offline_dialogues, sample_dialogues
 
 
@@ -54,19 +54,19 @@ class Config(Settings):
     """SCoRe: stages, rewards, KL"""
 
     turns: int = option(2, "attempts; each beyond 2 adds a part to Stage I, as long as the first (A.1)", 2, 6)
-    stage1_steps: int = option(300, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
-    stage2_steps: int = option(150, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
-    batch: int = option(256, "dialogues an update", 1, 10**4)
-    samples_per_problem: int = option(1, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
-    baseline: str = option("by_outcome", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))
+    stage1_steps: int = option(120, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
+    stage2_steps: int = option(40, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
+    batch: int = option(128, "dialogues an update", 1, 10**4)
+    samples_per_problem: int = option(4, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
+    baseline: str = option("rloo", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))
     lr: float = option(0.0005, "learning rate in Stage I", 0, 10)
     stage2_lr: float = option(0.0003, "learning rate in Stage II", 0, 10)
     max_grad_norm: float = option(1.0, "gradients are shortened to it; in Stage II most are longer", 1e-6)
-    max_new: int = option(24, "longest attempt in tokens; a longer one is cut off and is wrong", 1, 10**5)
+    max_new: int = option(8, "longest attempt in tokens; a longer one is cut off and is wrong", 1, 10**5)
     temperature: float = option(1.0, "of sampling and of the loss; the paper's value", 1e-3, 1e3)
     alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value", 0)
     gamma: float = option(0.0, "a turn's share of the next one's return in Stage II; the paper's value", 0, 1)
-    beta1: float = option(0.01, "the paper's name for the KL weight of TURN 2 in Stage I: weak", 0)
+    beta1: float = option(0.3, "the paper's name for the KL weight of TURN 2 in Stage I: weak", 0)
     beta2: float = option(0.5, "the paper's name for the KL weight of TURN 1 in Stage I: strong", 0)
     stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold", 0)
     stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL", 0)
@@ -143,6 +143,7 @@ def rollout_batch(c: Config, stage: Stage, update: int, env: Environment, policy
 
     correct, failures = correctness(env.task, problems, rollout.texts, rollout.ended)  # [B, K] bool
     rewards = turn_rewards(correct, stage.weights, stage.alpha)  # [B, K] <- change the reward here
+    check_rewards(rewards, correct)
     problem_of = torch.arange(len(problems), device=correct.device) // n  # [B]
     advantage = advantages(turn_returns(rewards, stage.gamma), correct, problem_of, c.baseline)
 
@@ -294,15 +295,16 @@ def load_model(path: str | Path, device) -> tuple[GPT, Config]:
     return model, checked(Config, settings, path)  # a setting that was added since has its default
 
 
-def main() -> int:
-    c, resume = parse_args(sys.argv[1:], Config, __doc__.split("\n\nRead")[0])
+def main() -> None:
+    c, resume = parse_args(sys.argv[1:], Config, (__doc__ or "").split("\n\nRead")[0])
     with open_run(c, resume, stages) as (c, state):
-        folder = Path(c.out) / c.name
-        print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {build.pick_device(c.device)}")
+        folder, device = Path(c.out) / c.name, build.pick_device(c.device)
+        print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {device}")
         train(c, state)
-    if rank() == 0 and c.report:  # in a process of its own, so that it can be made again at any time
-        return run_alone(Path(__file__).with_name("eval.py"), folder, f"--device={c.device}")
-    return 0
+    if rank() == 0 and c.report:
+        from eval import report  # not above, because eval.py imports this file
+
+        report(folder, device)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from typing import NamedTuple
 from data.reading import open_text, reading
 from data.tokenizer import CORRECTION_REQUEST, FEEDBACK_REQUEST, Tokenizer
 
-NOT_TASKS = ("checkers", "demonstrations", "reading", "tokenizer")
+NOT_TASKS = ("checkers", "contract", "demonstrations", "reading", "tokenizer")
 HELD_OUT_ONE_IN = 3  # one problem in three is held out: 2,400 of the 7,200 that the default task has
 
 
@@ -69,7 +69,14 @@ def load_task(name: str):
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_TASKS)
     if name not in names:
         raise ValueError(f"no task '{name}': choose one of {', '.join(names)}")
-    return importlib.import_module(f"data.{name}")
+    try:
+        task = importlib.import_module(f"data.{name}")
+    except Exception as error:  # a module that a user writes
+        raise ValueError(f"data/{name}.py can't be loaded: {type(error).__name__}: {error}") from None
+    digits = getattr(task, "DIGITS_PER_TOKEN", 1)
+    if digits not in (1, 2, 3, 4):
+        raise ValueError(f"data/{name}.py: DIGITS_PER_TOKEN={digits!r}: it must be 1, 2, 3 or 4")
+    return task
 
 
 @dataclasses.dataclass
@@ -172,12 +179,15 @@ def demo_problems(task, size: int, seed: int, n: int = 0) -> Callable[[int, int]
 
 
 def drawn(task, size: int, key: str, left_out: Callable[[str], bool]) -> Problem:
-    """The first problem that the generator of this key draws and that is not left out; else a ValueError."""
+    """The first problem that the generator of this key draws and that is not left out. ValueError if there
+    is none in 10,000.
+    """
     rng = Random(key)
-    for problem in (task.sample(rng, size) for _ in range(10**5)):
+    for _ in range(10_000):
+        problem = task.sample(rng, size)
         if not left_out(problem.prompt):
             return problem
-    raise ValueError(f"size={size} has no problem left to draw: lower --train_n or raise --size")
+    raise ValueError(f"size={size} has no problem that is free for training: raise --size or lower --train_n")
 
 
 def different(
@@ -221,7 +231,14 @@ def verdicts(task, pairs: list[tuple[Problem, str]]) -> list[str]:
     """
     if hasattr(task, "verdicts"):
         return task.verdicts(pairs)
-    return ["right" if task.is_correct(problem, text) else "wrong" for problem, text in pairs]
+    judged = []
+    for problem, text in pairs:
+        try:
+            right = task.is_correct(problem, text)
+        except Exception:  # a checker that a user wrote must not end a run
+            right = None
+        judged.append({True: "right", False: "wrong"}.get(right if type(right) is bool else None, "unjudged"))
+    return judged
 
 
 def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict]]:

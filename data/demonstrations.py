@@ -3,11 +3,14 @@
 
 SCoRe starts from a model that could correct itself but does not. Asked to check, it mostly repeats its
 answer. At times it corrects the answer, at times it spoils it, whatever the first attempt was (paper, table
-1: Acc 52.6 -> 41.4). We make such a model of four ingredients:
+1: Acc 52.6 -> 41.4). We make such a model of five ingredients:
 
 - First attempts that are right teach the task. After a wrong first attempt only the honest working is taught;
   the wrong answer is context. A model that writes what is true beside its mistakes leaves evidence to correct
   by.
+- A share of the wrong first attempts can be taught whole, as slips: a person who knows the answer writes
+  another now and then. Then samples are right less often than the greedy attempt, and RL makes turn 1 better
+  within a few updates. That fast gain is what draws plain RL into copying.
 - After a part of the training, one in three of those first attempts is the model's own; the others are made
   up, half near misses and half unrelated. A model that never sees its own mistakes believes them. A model
   that sees only its own attempts, which are right more and more often, does not learn true checks: beside a
@@ -37,14 +40,16 @@ def demonstration(
     right_first: float,
     copy: float,
     right: float,
+    slip: float = 0.0,
     own: str | None = None,
 ) -> tuple[list[int], list[bool]]:
     """One dialogue: `(ids, taught)`, two lists of one length. `taught[i]` says whether the loss counts token
     i.
 
     `right_first` is the share of first attempts made right. The others are made up; if the text `own` is
-    given, it takes their place, right or wrong. `copy` and `right` are the shares of later turns that repeat
-    the attempt before and that are right; the rest miss nearly.
+    given, it takes their place, right or wrong. `slip` is the share of these wrong ones that are careless
+    slips: made up, and their answer is taught as well. `copy` and `right` are the shares of later turns that
+    repeat the attempt before and that are right; the rest miss nearly.
     """
     task, tokenizer, ids, taught = env.task, env.tokenizer, [], []
 
@@ -54,7 +59,8 @@ def demonstration(
 
     kind = "right" if rng.random() < right_first else rng.choice(MADE_UP_MISTAKES)
     attempt = task.attempt(problem, kind, rng)
-    if own is not None and kind != "right":
+    is_slip = kind != "right" and rng.random() < slip
+    if own is not None and kind != "right" and not is_slip:
         attempt = task.honest(problem, own) or attempt
     feedback = turns > 2 and rng.random() < 0.5
     for turn in range(turns):
@@ -66,7 +72,7 @@ def demonstration(
         if turn > 0 and (u := rng.random()) >= copy:
             attempt = task.attempt(problem, "right" if u < copy + right else "near", rng)
         add(env.correction_request if turn else tokenizer.user_turn(problem.prompt), teach=False)
-        add(tokenizer.encode(attempt.answer), teach=turn > 0 or kind == "right")
+        add(tokenizer.encode(attempt.answer), teach=turn > 0 or kind == "right" or is_slip)
         add([*tokenizer.encode(attempt.working), tokenizer.end_id], teach=True)
     return ids, taught
 

@@ -1,9 +1,7 @@
 """Making a run's parts from its settings: device, tokenizer, environment, model."""
 
 import dataclasses
-import warnings
 from pathlib import Path
-from random import Random
 
 import torch
 
@@ -17,6 +15,7 @@ from data import (
     train_problems,
     wrong_attempts,
 )
+from data.contract import check_task
 from data.reading import checked, reading
 from data.tokenizer import Tokenizer, build_tokenizer
 from engine.checkpoints import gpt_config, load
@@ -28,17 +27,13 @@ from engine.options import require
 from engine.settings import EvalOptions, Settings
 from model import GPT, GPTConfig
 
-GONE = "{} is gone: this run reads its weights and tokenizer there, so put it back"
-
 
 def pick_device(name: str) -> torch.device:
     """The device of this name; "auto" takes CUDA, else the CPU. ValueError if it isn't there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that torch no longer knows
-            probe = torch.zeros(1, device=name)
+        probe = torch.zeros(1, device=name)
         probe.item()  # the device "meta" can't do this
         return probe.device
     except (RuntimeError, AssertionError):
@@ -67,10 +62,25 @@ def make_environment(c: Settings, training: bool = True) -> Environment:
 def problems_of(c: Settings, o) -> list[Problem]:
     """What eval.py's options ask for: a person's problem, attempts to repair, or held-out problems."""
     if o.problem is not None:
-        return [posed_problem(load_task(c.task), o.problem)]
+        return [posed_by_a_person(c, o.problem)]
     if o.repair:
         return wrong_attempts(o.repair, load_task(c.task))[: o.n]
     return held_out_of(c, o.n or c.eval_n)
+
+
+def posed_by_a_person(c: Settings, text: str) -> Problem:
+    """The problem that a person typed. ValueError if it is none, if the task can't judge it alone, or if a
+    toy has never learned so long a one or so long an answer.
+    """
+    task = load_task(c.task)
+    problem = posed_problem(task, text)
+    if is_toy(c):
+        learned = [task.sample(Random(i), c.size) for i in range(1000)]
+        longest = [max(len(p[part]) for p in learned) for part in (0, 1)]  # of the prompts and the answers
+        fits = all(len(problem[part]) <= longest[part] for part in (0, 1))
+        example = f"--size={c.size}, such as {learned[0].prompt}"
+        require(fits, f"{problem.prompt} is beyond the problems that the model has learned: {example}")
+    return problem
 
 
 def held_out_of(c: Settings, n: int) -> list[Problem]:
@@ -81,21 +91,23 @@ def training_problems_of(c: Settings, n: int, of_base: bool) -> list[Problem]:
     """Up to `n` different problems that the base, or RL, draws from. Who is better on them than on held-out
     ones has memorised.
     """
-    if of_base and makes_base(c):
-        problem = demo_problems(load_task(c.task), c.size, c.seed, c.train_n)
-    else:
-        problem = train_problems(load_task(c.task), c.size, c.seed, c.train_n, c.train_data, c.test_data)
+    env = make_environment(c)
+    problem = (of_base and env.demo_problem) or env.problem
     return list({p.prompt: p for p in map(problem, range(3 * n))}.values())[:n]
+
+
+def is_toy(c: Settings) -> bool:
+    """Are the texts of the run made of the toy's few tokens, not of those of a pretrained model?"""
+    return not (c.tokenizer or (c.init and Path(c.init).is_dir()))
 
 
 def make_tokenizer(c: Settings) -> Tokenizer:
     """The toy task's tokenizer, or that of the pretrained checkpoint."""
-    if c.tokenizer or (c.init and Path(c.init).is_dir()):
+    if not is_toy(c):
         return read_tokenizer(c.tokenizer or c.init)
     task = load_task(c.task)
-    if not hasattr(task, "DIGITS_PER_TOKEN"):
-        require(not c.init or Path(c.init).exists(), GONE.format(c.init))
-        raise ValueError(f"task={c.task} needs a pretrained tokenizer: --init=FOLDER or --tokenizer=...")
+    mend = f"task={c.task} needs a pretrained tokenizer: --init=FOLDER or --tokenizer=..."
+    require(hasattr(task, "DIGITS_PER_TOKEN"), mend)
     return build_tokenizer(task.DIGITS_PER_TOKEN)
 
 
@@ -117,9 +129,12 @@ def make_model(c: Settings, vocab_size: int, device: torch.device) -> GPT:
     elif Path(c.init).is_dir():
         model = load_pretrained(c.init, device, dtype)
     else:
-        require(Path(c.init).exists(), GONE.format(c.init))
+        gone = f"{c.init} is gone: this run reads its weights and tokenizer there, so put it back"
+        require(Path(c.init).exists(), gone)
         model, settings = load_model(c.init, device)
-        seed = settings["seed"]
+        before, seed = settings["task"], settings["seed"]
+        learned = f"{c.init} has learned --task={before}: train it on that, or make a base of --task={c.task}"
+        require(before == c.task or not is_toy(c), learned)
         mend = f"set --seed={seed}, that of {c.init}: it has trained on problems that other seeds hold out"
         require(c.test_data or seed == c.seed, mend)
         model = merge_lora(model).requires_grad_() if settings["lora"] else model
@@ -140,66 +155,50 @@ def load_model(path: str | Path, device) -> tuple[GPT, dict]:
     with reading(path, "a checkpoint whose weights fit its sizes"):
         shapes = {name: tensor.shape for name, tensor in empty_gpt(gpt).state_dict().items()}
         if shapes.keys() <= weights.keys():
-            check_shapes(path, weights, shapes)
+            check_shapes(path, weights, shapes)  # before so large a model takes its memory
             model = GPT(gpt).to(device, getattr(torch, c.dtype))
         else:
+            require(c.init, f"it has no weight {min(shapes.keys() - weights.keys())}")
             model = make_model(c, 0, torch.device(device))
             if any(".lora_" in name for name in weights):
                 add_lora(model, c.lora)
-        check_shapes(path, weights, {name: tensor.shape for name, tensor in model.state_dict().items()})
-        if c.init == "" and (missing := sorted(shapes.keys() - weights.keys())):
-            raise ValueError(f"{path} has no weight {missing[0]}")
+            check_shapes(path, weights, {name: tensor.shape for name, tensor in model.state_dict().items()})
         model.load_state_dict(weights, strict=False)
-    return model, settings
-
-
-def overridden(c: Settings, o: EvalOptions, model: GPT, path: str | Path) -> Settings:
-    """A checkpoint's settings with what the options of eval.py change in them.
-
-    Nothing is trained here, so a file of training problems is never read. ValueError if a pretrained folder
-    gets no task, if the task's file is missing, or if the ids of the task's tokenizer mean something else to
-    the model of this path.
-    """
-    task = o.task or c.task
-    require(o.task or not Path(path).is_dir(), f"{path} has no task: give --task=NAME")
-    reads_files = hasattr(load_task(task), "read")
-    require(o.test_data or c.test_data or not reads_files, f"task={task} reads a file: give --test_data=FILE")
-    changed = {key: getattr(o, key) for key in ("task", "max_new") if getattr(o, key)}
-    test = o.test_data or (c.test_data if reads_files else "")
-    c = dataclasses.replace(c, **changed, test_data=test, train_data=test)
-    has, needs = model.config.vocab_size, make_tokenizer(c).vocab_size
-    fine = has >= needs if c.init or c.tokenizer else has == needs
-    require(fine, f"{path} has {has} tokens, task={c.task} {needs}: evaluate it on the task it has learned")
-    return c
+    return model, dataclasses.asdict(c) | settings  # what the file lacks has its default
 
 
 def check_shapes(path: str | Path, weights: dict, shapes: dict) -> None:
     """ValueError names the first weight that the model does not have or has in another shape."""
     for name, weight in weights.items():
-        if name not in shapes:
-            raise ValueError(f"{path} has a weight {name}, which its model does not have")
-        if weight.shape != shapes[name]:
-            raise ValueError(f"{path}: {name} has the shape {list(weight.shape)}, not {list(shapes[name])}")
+        has = list(shapes.get(name, ["none"]))
+        require(list(weight.shape) == has, f"{path}: {name} has the shape {list(weight.shape)}, not {has}")
+
+
+def overridden(c: Settings, o: EvalOptions, path: str | Path) -> Settings:
+    """A checkpoint's settings with what the options of eval.py change in them.
+
+    Nothing is trained here, so a file of training problems is never read. ValueError if a pretrained folder
+    gets no task, if the task's file is missing, or if a toy has not learned the task.
+    """
+    task = o.task or c.task
+    require(o.task or not Path(path).is_dir(), f"{path} has no task: give --task=NAME")
+    require(task == c.task or not is_toy(c), f"{path} has learned --task={c.task} alone: leave out --task")
+    reads_files = hasattr(load_task(task), "read")
+    require(o.test_data or c.test_data or not reads_files, f"task={task} reads a file: give --test_data=FILE")
+    test = o.test_data or (c.test_data if reads_files else "")
+    max_new = o.max_new or c.max_new
+    return dataclasses.replace(c, task=task, max_new=max_new, test_data=test, train_data=test)
 
 
 def check_lengths(c: Settings, env: Environment, max_len: int) -> None:
-    """ValueError if a right attempt can't be written in `max_new` tokens, or a dialogue could outgrow the
-    model.
-
-    Better now than in the middle of a run.
+    """ValueError, now rather than in the middle of a run, if the task does not keep its contract, or if a
+    dialogue could outgrow the model.
     """
-    if hasattr(env.task, "attempt"):
-        right = [env.task.attempt(env.problem(i), "right", Random(0)).text for i in range(20)]
-        longest = max(len(env.tokenizer.encode(text)) + 1 for text in right)
-        refusal = f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new"
-        require(longest <= c.max_new, refusal)
-    if not c.train_data:
-        return
-    problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]
-    prompt = max(map(len, env.prompts(problems)))
-    longest = prompt + c.turns * c.max_new + (c.turns - 1) * (len(env.correction_request) + 1)
-    if longest > max_len:
-        raise ValueError(
-            f"the longest prompt has {prompt} tokens, its dialogue up to {longest}, and the model reads "
-            f"max_len={max_len}: lower --max_new"
-        )
+    if hasattr(env.task, "sample"):
+        check_task(env.task, c.size, env.tokenizer, c.max_new)
+    if c.train_data:
+        problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]
+        prompt = max(map(len, env.prompts(problems)))
+        longest = prompt + c.turns * c.max_new + (c.turns - 1) * (len(env.correction_request) + 1)
+        found = f"the longest prompt has {prompt} tokens, its dialogue up to {longest}"
+        require(longest <= max_len, f"{found}, and the model reads max_len={max_len}: lower --max_new")

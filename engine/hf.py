@@ -1,12 +1,14 @@
 """Hugging Face checkpoint folders, read and written: GPT-2, Llama (and SmolLM2), Qwen 2 and Qwen 3.
 
 First come the tables: what a config.json says in our terms, and which of their tensors is which of ours. Then
-the files, which are read one tensor at a time. `load_pretrained` and `save_pretrained` put this together.
+the files. `load_pretrained`, `save_pretrained` and `export` put this together.
 """
 
+import contextlib
 import functools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,230 +17,148 @@ from torch import Tensor
 
 from data.reading import read_json, reading
 from engine.checkpoints import gpt_config
+from engine.lora import merge_lora
 from engine.memory import empty_gpt
+from engine.options import require
 from model import GPT, GPTConfig
 
-GPT2_BLOCK = dict(norm="layer", position="learned", mlp="gelu", bias=True, qk_norm=False)
+LLAMA_BLOCK = dict(norm="rms", position="rope", mlp="swiglu", bias=False, qkv_bias=False, qk_norm=False)
+FAMILIES = {  # a config.json's model_type, and its block
+    "gpt2": dict(norm="layer", position="learned", mlp="gelu", bias=True, qkv_bias=False, qk_norm=False),
+    "llama": LLAMA_BLOCK,
+    "qwen2": LLAMA_BLOCK | {"qkv_bias": True},
+    "qwen3": LLAMA_BLOCK | {"qk_norm": True},
+}
+# Our other settings, and what a config.json calls them.
+GPT2_KEYS = dict(
+    vocab_size="vocab_size", n_layer="n_layer", n_head="n_head", dim="n_embd", ffn_dim="n_inner",
+    max_len="n_positions", norm_eps="layer_norm_epsilon", tie_weights="tie_word_embeddings",
+)  # fmt: skip
+LLAMA_KEYS = dict(
+    vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
+    n_kv_head="num_key_value_heads", dim="hidden_size", head_dim="head_dim", ffn_dim="intermediate_size",
+    max_len="max_position_embeddings", norm_eps="rms_norm_eps", rope_theta="rope_theta",
+    tie_weights="tie_word_embeddings",
+)  # fmt: skip
+LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Options that change what a model computes and that ours has not: each is refused unless it is absent or has
+# this value.
+UNSUPPORTED = dict(
+    hidden_act="silu", activation_function="gelu_new", attention_bias=False, mlp_bias=False,
+    rope_interleaved=False, partial_rotary_factor=1.0, use_sliding_window=False, attn_logit_softcapping=None,
+    final_logit_softcapping=None, num_experts=None, num_local_experts=None, quantization_config=None,
+    scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
+)  # fmt: skip
+# Our modules, and what files of Llama and Qwen and those of GPT-2 call them. Two or three names: ours has
+# their rows one below the other.
+NAMES = {
+    "embed": ("model.embed_tokens", "transformer.wte"),
+    "position": ("", "transformer.wpe"),
+    "blocks": ("model.layers", "transformer.h"),
+    "attn_norm": ("input_layernorm", "ln_1"),
+    "attn.qkv": ("self_attn.q_proj self_attn.k_proj self_attn.v_proj", "attn.c_attn"),
+    "attn.q_norm": ("self_attn.q_norm", ""),
+    "attn.k_norm": ("self_attn.k_norm", ""),
+    "attn.out": ("self_attn.o_proj", "attn.c_proj"),
+    "mlp_norm": ("post_attention_layernorm", "ln_2"),
+    "mlp.up": ("mlp.gate_proj mlp.up_proj", "mlp.c_fc"),
+    "mlp.down": ("mlp.down_proj", "mlp.c_proj"),
+    "norm": ("model.norm", "transformer.ln_f"),
+    "lm_head": ("lm_head", "lm_head"),
+}
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def gpt2_config(**overrides) -> GPTConfig:
     """GPT-2's block. The sizes are those of the 124 M model unless overridden."""
     sizes = dict(vocab_size=50257, n_layer=12, n_head=12, n_kv_head=12, dim=768, head_dim=64, ffn_dim=3072)
-    return GPTConfig(**{**sizes, "max_len": 1024, **GPT2_BLOCK, "tie_weights": True, **overrides})
-
-
-# What our modules are called in a Hugging Face file. Two or three names: ours has their rows one below the
-# other.
-LLAMA_NAMES = {  # Llama, SmolLM2, Qwen 2 and 3
-    "embed": "model.embed_tokens",
-    "blocks": "model.layers",
-    "attn_norm": "input_layernorm",
-    "attn.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
-    "attn.q_norm": "self_attn.q_norm",
-    "attn.k_norm": "self_attn.k_norm",
-    "attn.out": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.up": "mlp.gate_proj mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-    "norm": "model.norm",
-    "lm_head": "lm_head",
-}
-GPT2_NAMES = {  # its layers are Conv1D, which keep their matrices transposed
-    "embed": "transformer.wte",
-    "position": "transformer.wpe",
-    "blocks": "transformer.h",
-    "attn_norm": "ln_1",
-    "attn.qkv": "attn.c_attn",
-    "attn.out": "attn.c_proj",
-    "mlp_norm": "ln_2",
-    "mlp.up": "mlp.c_fc",
-    "mlp.down": "mlp.c_proj",
-    "norm": "transformer.ln_f",
-    "lm_head": "lm_head",
-}
-
-
-def counterparts(name: str, parameter: Tensor, config) -> list[tuple[str, Tensor]]:
-    """The tensors of a Hugging Face file that make up one parameter: their names, and views of ours in their
-    shapes.
-    """
-    gpt2 = config.position == "learned"
-    names = GPT2_NAMES if gpt2 else LLAMA_NAMES
-    layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
-    where = f"{names['blocks']}.{layer}." if layer else ""
-    theirs = [f"{where}{their}.{kind}" for their in names[module].split()]
-    kv = config.n_kv_head * config.head_dim
-    rows = {1: [len(parameter)], 2: [config.ffn_dim] * 2, 3: [config.n_head * config.head_dim, kv, kv]}[
-        len(theirs)
-    ]
-    views = parameter.split(rows)
-    return list(
-        zip(theirs, [v.T for v in views] if gpt2 and layer and parameter.ndim == 2 else views, strict=True)
-    )
-
-
-# Options that change what a model computes and that ours has not: each is refused unless it is absent or has
-# this value.
-UNSUPPORTED = {
-    "hidden_act": "silu",
-    "activation_function": "gelu_new",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "rope_interleaved": False,
-    "partial_rotary_factor": 1.0,
-    "use_sliding_window": False,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "num_experts": None,
-    "num_local_experts": None,
-    "quantization_config": None,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
+    return GPTConfig(**FAMILIES["gpt2"] | sizes | {"max_len": 1024, "tie_weights": True} | overrides)
 
 
 def config_from(description: dict) -> dict:
-    """The settings of our GPTConfig for the content of a Hugging Face config.json. ValueError names what is
-    not supported.
-    """
-    d = description
-    family = d.get("model_type")
-    if family not in ("gpt2", "llama", "qwen2", "qwen3"):
-        raise ValueError(
-            f"model_type {family!r} is not supported: take a gpt2, llama, qwen2 or qwen3 checkpoint"
-        )
+    """The settings of our GPTConfig for the content of a config.json. ValueError names what we can't do."""
+    family = description.get("model_type")
+    known, mend = " or ".join(FAMILIES), "take another checkpoint"
+    require(family in tuple(FAMILIES), f"model_type {family!r} is not supported, only {known}: {mend}")
+    gpt2 = family == "gpt2"
+    keys, eps = (GPT2_KEYS, 1e-5) if gpt2 else (LLAMA_KEYS, 1e-6)
+    d = {keys["norm_eps"]: eps, "tie_word_embeddings": gpt2} | description
     for key, fine in UNSUPPORTED.items():
-        if d.get(key) not in (None, fine):
-            raise ValueError(f"{key}={d[key]!r} is not supported (only {fine!r} is): take another checkpoint")
-    if set(d.get("layer_types") or ()) - {"full_attention"} or (
-        d.get("sliding_window") and "use_sliding_window" not in d
-    ):
-        raise ValueError(
-            "sliding-window attention is not supported: take a checkpoint with full attention in all layers"
-        )
-
-    def given(key: str, default):
-        return default if d.get(key) is None else d[key]
-
+        said = d.get(key)
+        require(said in (None, fine), f"{key}={said!r} is not supported, only {fine!r}: {mend}")
+    window = d.get("sliding_window") and "use_sliding_window" not in d
+    full = not window and set(d.get("layer_types") or ()) <= {"full_attention"}
+    require(full, f"sliding-window attention is not supported: {mend}")
     try:
-        if family == "gpt2":
-            dim, heads = d["n_embd"], d["n_head"]
-            return dict(
-                **GPT2_BLOCK,
-                vocab_size=d["vocab_size"],
-                dim=dim,
-                n_layer=d["n_layer"],
-                n_head=heads,
-                n_kv_head=heads,
-                head_dim=dim // heads,
-                ffn_dim=given("n_inner", 4 * dim),
-                max_len=d["n_positions"],
-                norm_eps=d.get("layer_norm_epsilon", 1e-5),
-                tie_weights=d.get("tie_word_embeddings", True),
-            )
-        scaling = d.get("rope_parameters") or d.get("rope_scaling") or {}  # the first since transformers 5
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind not in ("default", "llama3") or scaling.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(
-                f"rope scaling {scaling} is not supported (only llama3's is): take another checkpoint"
-            )
-        llama3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        heads = d["num_attention_heads"]
-        return dict(
-            vocab_size=d["vocab_size"],
-            n_layer=d["num_hidden_layers"],
-            n_head=heads,
-            n_kv_head=given("num_key_value_heads", heads),
-            dim=d["hidden_size"],
-            ffn_dim=d["intermediate_size"],
-            head_dim=given("head_dim", 128 if family == "qwen3" else d["hidden_size"] // heads),
-            max_len=d["max_position_embeddings"],
-            qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3",
-            tie_weights=d.get("tie_word_embeddings", False),
-            norm_eps=d.get("rms_norm_eps", 1e-6),
-            rope_theta=given("rope_theta", scaling.get("rope_theta", 10000.0)),
-            rope_llama3=tuple(scaling[key] for key in llama3) if kind == "llama3" else None,
-        )
+        heads, dim = d[keys["n_head"]], d[keys["dim"]]
+        # What stands for a key that is absent or null.
+        derived = dict(n_kv_head=heads, head_dim=128 if family == "qwen3" else dim // heads)
+        if gpt2:
+            derived["ffn_dim"] = 4 * dim
+        else:
+            # Since transformers 5 it is called rope_parameters.
+            scaling = d.get("rope_parameters") or d.get("rope_scaling") or {}
+            kind = scaling.get("rope_type", scaling.get("type", "default"))
+            fine = kind in ("default", "llama3") and scaling.get("partial_rotary_factor", 1.0) == 1.0
+            require(fine, f"rope scaling {scaling} is not supported, only llama3's: {mend}")
+            derived["rope_theta"] = scaling.get("rope_theta", 10000.0)
+            if kind == "llama3":
+                derived["rope_llama3"] = tuple(scaling[key] for key in LLAMA3_ROPE)
+        given = {our: d[key] for our, key in keys.items() if our not in derived or d.get(key) is not None}
     except KeyError as missing:
         raise ValueError(f"config.json has no {missing}: it does not describe a {family} model") from None
+    return FAMILIES[family] | derived | given
 
 
-def description_of(config) -> dict:
+def description_of(c: GPTConfig) -> dict:
     """The Hugging Face config.json of a config. ValueError for a block that no supported family has."""
-    c = config
-    block = (
-        c.norm,
-        c.mlp,
-        c.bias,
-        c.qk_norm,
-        c.qkv_bias,
-        c.n_kv_head == c.n_head and c.head_dim * c.n_head == c.dim,
+    block = {name: getattr(c, name) for name in LLAMA_BLOCK}
+    family = next((name for name, its_block in FAMILIES.items() if its_block == block), None)
+    gpt2 = family == "gpt2"
+    require(
+        family and not (gpt2 and (c.n_kv_head < c.n_head or c.head_dim * c.n_head != c.dim)),
+        "no supported Hugging Face family has this block: write GPT-2's, Llama's, Qwen 2's or Qwen 3's",
     )
-    shared = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_weights}
-    if c.position == "learned" and block == ("layer", "gelu", True, False, False, True):
-        return shared | {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "n_embd": c.dim,
-            "n_layer": c.n_layer,
-            "n_head": c.n_head,
-            "n_inner": c.ffn_dim,
-            "n_positions": c.max_len,
-            "layer_norm_epsilon": c.norm_eps,
-            "activation_function": "gelu_new",
-        }
-    family = {(True, False): "qwen3", (False, True): "qwen2", (False, False): "llama"}.get(
-        (c.qk_norm, c.qkv_bias)
-    )
-    if c.position == "learned" or block[:3] != ("rms", "swiglu", False) or family is None:
-        raise ValueError(
-            "no supported Hugging Face family has this block: write GPT-2's, Llama's, Qwen 2's or Qwen 3's"
-        )
-    scaling = None
-    if c.rope_llama3:
-        factor, low, high, length = c.rope_llama3
-        scaling = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": length,
-        }
-    return shared | {
-        "model_type": family,
-        "architectures": [f"{family.capitalize()}ForCausalLM"],
-        "hidden_size": c.dim,
-        "num_hidden_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "num_key_value_heads": c.n_kv_head,
-        "head_dim": c.head_dim,
-        "intermediate_size": c.ffn_dim,
-        "max_position_embeddings": c.max_len,
-        "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta,
-        "rope_scaling": scaling,
-        "hidden_act": "silu",
-        "attention_bias": False,
-    }
+    keys = GPT2_KEYS if gpt2 else LLAMA_KEYS
+    name = "GPT2LMHeadModel" if gpt2 else f"{family.capitalize()}ForCausalLM"
+    d = {"model_type": family, "architectures": [name]} | {key: getattr(c, our) for our, key in keys.items()}
+    if gpt2:
+        return d | {"activation_function": "gelu_new"}
+    scaling = c.rope_llama3 and {"rope_type": "llama3", **dict(zip(LLAMA3_ROPE, c.rope_llama3, strict=True))}
+    return d | {"rope_scaling": scaling, "hidden_act": "silu", "attention_bias": False}
+
+
+def as_theirs(model: GPT) -> dict[str, Tensor]:
+    """Views of the model's weights, as a Hugging Face file has them, by their names there; no tied head."""
+    c, theirs = model.config, {}
+    gpt2 = c.position == "learned"
+    for name, parameter in model.state_dict().items():
+        if c.tie_weights and name == "lm_head.weight":
+            continue
+        layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+        where = f"{NAMES['blocks'][gpt2]}.{layer}." if layer else ""
+        names = [f"{where}{part}.{kind}" for part in NAMES[module][gpt2].split()]
+        kv = c.n_kv_head * c.head_dim
+        rows = [len(parameter) - 2 * kv, kv, kv] if len(names) == 3 else len(parameter) // len(names)
+        for their, view in zip(names, parameter.split(rows), strict=True):
+            # GPT-2's layers are Conv1D, which keep their matrices transposed.
+            theirs[their] = view.T if gpt2 and layer and view.ndim == 2 else view
+    return theirs
 
 
 # ------------------------------------------------------------------------------------------------------ files
 
 
-def tensors_in(folder: Path) -> tuple[dict[str, Path], Callable[[str], Tensor]]:
-    """Which file has which tensor, and a function that reads one tensor by its name. ValueError for bad
-    files.
-    """
+def tensors_in(folder: Path) -> tuple[set[str], Callable[[str], Tensor]]:
+    """The tensors' names, as NAMES has them, and a function that reads one. ValueError for bad files."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         whole, index = folder / stem, folder / f"{stem}.index.json"
         if whole.is_file() or index.is_file():
             break
     else:
-        raise ValueError(
-            f"{folder} has neither model.safetensors nor pytorch_model.bin, whole or sharded with an index"
-        )
+        raise ValueError(f"{folder} has neither model.safetensors nor pytorch_model.bin, whole or sharded")
     safe = stem.endswith(".safetensors")
     if safe:
         try:
@@ -250,46 +170,35 @@ def tensors_in(folder: Path) -> tuple[dict[str, Path], Callable[[str], Tensor]]:
         with reading(index, "an index of tensors"):
             shards = sorted({folder / Path(f).name for f in read_json(index)["weight_map"].values()})
     open_bin = functools.lru_cache(maxsize=1)(load_bin)
-    names = {}  # as the tables above have them -> (file, name in it)
+
+    def opened(shard: Path):  # .safetensors always anew, since it would keep every page that was read
+        return safe_open(shard, "pt") if safe else contextlib.nullcontext(open_bin(shard))
+
+    places = {}  # a name of NAMES -> file, name in it
     for shard in shards:
-        if not shard.is_file():
-            raise ValueError(f"{folder}: the index names {shard.name}, which is missing")
-        if safe:
-            with reading(shard, "a .safetensors file"), safe_open(shard, "pt") as file:
-                keys = list(file.keys())
-        else:
-            with reading(shard, "a file of tensors alone"):
-                keys = list(open_bin(shard))
+        require(shard.is_file(), f"{folder}: the index names {shard.name}, which is missing")
+        with reading(shard, f"a {shard.suffix} file of tensors alone"), opened(shard) as file:
+            keys = list(file.keys())
         for key in keys:  # the first GPT-2 files lack a prefix
-            names[f"transformer.{key}" if re.match(r"(wte|wpe|h\.\d+|ln_f)\.", key) else key] = (shard, key)
+            places[f"transformer.{key}" if re.match(r"(wte|wpe|h\.\d+|ln_f)\.", key) else key] = (shard, key)
 
     def read(name: str) -> Tensor:
-        shard, key = names[name]
-        if not safe:
-            return open_bin(shard)[key]
-        with safe_open(
-            shard, "pt"
-        ) as file:  # anew each time: an open file would keep every page that was read
-            return file.get_tensor(key)
+        shard, key = places[name]
+        with opened(shard) as file:
+            return file.get_tensor(key) if safe else file[key]
 
-    return {name: shard for name, (shard, _) in names.items()}, read
+    return set(places), read
 
 
 def load_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pytorch_model.bin. Only tensors are unpickled, never code. ValueError if it holds
-    others.
-    """
-    error = None
-    for mmap in (True, False):  # files from before torch 1.6 can't be memory-mapped
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            break
-        except Exception as raised:  # torch.load raises many kinds
-            error = raised
-    else:
-        raise error
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ValueError("it does not hold tensors alone")
+    """The tensors of a pytorch_model.bin. Only tensors are unpickled, never code. ValueError for all else."""
+    load = functools.partial(torch.load, path, map_location="cpu", weights_only=True)
+    try:
+        content = load(mmap=True)
+    except Exception:  # torch.load raises many kinds
+        content = load(mmap=False)  # files from before torch 1.6 can't be memory-mapped
+    alone = isinstance(content, dict) and all(isinstance(t, Tensor) for t in content.values())
+    require(alone, "it does not hold tensors alone")
     return content
 
 
@@ -300,8 +209,7 @@ def is_pretrained(folder: str | Path) -> bool:
 
 
 def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> GPT:
-    """The model of a Hugging Face checkpoint folder: config.json and .safetensors or .bin files, one or
-    several.
+    """The model of a Hugging Face checkpoint folder: config.json and .safetensors or .bin files.
 
     Tensors are read one at a time, straight into the model: memory peaks at the model and its largest tensor.
     ValueError, in one line, for an unsupported architecture or option, for a missing, surplus or misshaped
@@ -313,63 +221,58 @@ def load_pretrained(folder: str | Path, device="cpu", dtype: torch.dtype = torch
         config = gpt_config(config_from(read_json(path)), path)
         model = empty_gpt(config)
     with reading(folder, "a checkpoint that can be read"):
-        files, read = tensors_in(folder)
-        check_names(folder, model, files.keys())
+        names, read = tensors_in(folder)
+        check_names(folder, set(as_theirs(model)), names, config.tie_weights)
         model = model.to(dtype).to_empty(device=device)
         if config.tie_weights:
             model.lm_head.weight = model.embed.weight
-        for name, weight in own_weights(model).items():
-            for their, view in counterparts(name, weight, config):
-                tensor = read(their)
-                if tensor.shape != view.shape:
-                    asked = f"config.json asks for {list(view.shape)}"
-                    raise ValueError(f"{folder}: {their} has the shape {list(tensor.shape)}, {asked}")
-                if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
-                    raise ValueError(f"{folder}: {their} has numbers that are not finite floats")
-                view.copy_(tensor)
-        if config.tie_weights and "lm_head.weight" in files:
-            head = read("lm_head.weight").to(model.embed.weight)
-            if not torch.equal(head, model.embed.weight):
-                raise ValueError(
-                    f"{folder}: config.json ties lm_head.weight to the embedding, but it is another"
-                )
+        for name, view in as_theirs(model).items():
+            tensor = read(name)
+            shape, asked = list(tensor.shape), f"config.json asks for {list(view.shape)}"
+            require(tensor.shape == view.shape, f"{folder}: {name} has the shape {shape}, {asked}")
+            fine = tensor.is_floating_point() and bool(tensor.isfinite().all())
+            require(fine, f"{folder}: {name} has numbers that are not finite floats")
+            view.copy_(tensor)
+        if config.tie_weights and "lm_head.weight" in names:
+            same = torch.equal(read("lm_head.weight").to(model.embed.weight), model.embed.weight)
+            require(same, f"{folder}: config.json ties lm_head.weight to the embedding, but it is another")
     return model
 
 
-def own_weights(model: GPT) -> dict[str, Tensor]:
-    """The model's weights by name, without a head that is the embedding."""
-    tied = model.config.tie_weights
-    return {name: p for name, p in model.state_dict().items() if not (tied and name == "lm_head.weight")}
-
-
-def check_names(folder: Path, model: GPT, names) -> None:
+def check_names(folder: Path, wanted: set[str], names: set[str], tied: bool) -> None:
     """ValueError if the files lack a tensor of the model, or have one too many."""
-    wanted = {
-        their for name, p in own_weights(model).items() for their, _ in counterparts(name, p, model.config)
-    }
     ignored = r".*\.(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)"  # buffers of old checkpoints
-    if model.config.tie_weights:
+    if tied:
         ignored += "|lm_head.weight"
-    surplus = sorted(their for their in names - wanted if not re.fullmatch(ignored, their))
+    surplus = sorted(name for name in names - wanted if not re.fullmatch(ignored, name))
     for fault, found in (("no tensor", sorted(wanted - names)), ("a tensor too many,", surplus)):
-        if found:
-            count = f"{found[0]} ({len(found)} such)"
-            raise ValueError(f"{folder} has {fault} {count}: it does not fit its config.json")
+        first = f"{found[0]} ({len(found)} such)" if found else ""
+        require(not found, f"{folder} has {fault} {first}: it does not fit its config.json")
 
 
 def save_pretrained(model: GPT, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors. `load_pretrained` and transformers read them to the same
-    logits.
-    """
+    """Writes config.json and model.safetensors. `load_pretrained` and transformers read the same logits."""
     try:
         from safetensors.torch import save_file
     except ImportError:
         raise ValueError("writing .safetensors needs: pip install -e '.[pretrained]'") from None
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     description = description_of(model.config) | {"torch_dtype": dtype}
-    tensors = {}
-    for name, weight in own_weights(model).items():
-        tensors |= {their: t.contiguous() for their, t in counterparts(name, weight, model.config)}
+    tensors = {name: view.contiguous() for name, view in as_theirs(model).items()}
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
     (Path(folder) / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def export(model: GPT, c, folder: str) -> str:
+    """Writes the model, adapters merged, and its tokenizer's files. Returns a line that says so.
+
+    ValueError if the folder holds a model already.
+    """
+    taken = (Path(folder) / "config.json").exists()
+    require(not taken, f"{folder} holds a model: choose another folder for --export")
+    save_pretrained(merge_lora(model) if c.lora else model, folder)
+    source = c.tokenizer or c.init  # "" for a toy, which has no files
+    files = [Path(source, name) for name in TOKENIZER_FILES if source and Path(source, name).is_file()]
+    copied = [shutil.copy(file, folder) for file in files]
+    return f"{folder} has the model{'' if copied else ', without a tokenizer'}"

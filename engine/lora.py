@@ -1,5 +1,7 @@
 """LoRA: small matrices beside the frozen weights learn in their place (Hu et al., arXiv 2106.09685)."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,24 +23,18 @@ class LoRALinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(out_dim, rank, device=self.weight.device))
         nn.init.normal_(self.lora_a, std=in_dim**-0.5)
 
-    def update(self, x: Tensor) -> Tensor:
-        return self.SCALE * F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
-
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.update(x)
+        update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+        return F.linear(x, self.weight, self.bias) + self.SCALE * update
 
 
 def add_lora(model: GPT, rank: int) -> GPT:
-    """Freezes the model and gives each linear layer of its blocks an adapter, in place.
-
-    q, k and v share one A (ours).
-    """
+    """Freezes the model and puts an adapter on each linear layer of its blocks. Ours: q, k, v share one A."""
     model.requires_grad_(False)
-    for block in model.blocks:
-        for part in (block.attn, block.mlp):
-            for name, layer in list(part.named_children()):
-                if isinstance(layer, nn.Linear):
-                    setattr(part, name, LoRALinear(layer, rank))
+    for part in [part for block in model.blocks for part in (block.attn, block.mlp)]:
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(part, name, LoRALinear(layer, rank))
     return model
 
 
@@ -52,13 +48,11 @@ def without_lora(model: GPT) -> GPT:
 
 def merge_lora(model: GPT) -> GPT:
     """A plain model with weights of its own, W + s B A: what the adapters learned, without the adapters."""
-    plain = without_lora(model)
-    weights = {name: p.clone() for name, p in plain.state_dict().items()}
+    plain = copy.deepcopy(without_lora(model))
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
-            weight = weights[f"{name}.weight"]
-            weight += (layer.SCALE * layer.lora_b @ layer.lora_a).detach().to(weight.dtype)
-    plain.load_state_dict(weights, assign=True)
+            update = (layer.SCALE * layer.lora_b @ layer.lora_a).detach()
+            plain.get_submodule(name).weight += update.to(layer.weight.dtype)
     if plain.config.tie_weights:
         plain.lm_head.weight = plain.embed.weight
     return plain

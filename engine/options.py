@@ -7,16 +7,13 @@ that adds a field is its group in `--help`, under the first line of the class's 
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
 
 
 def option(default, why: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()):
     """A setting with its reason, which `--help` prints. `low`, `high` and `choices` tell what can work."""
     return dataclasses.field(default=default, metadata=dict(why=why, low=low, high=high, choices=choices))
-
-
-class UsageError(ValueError):
-    """A fault in the words of the command line. A script ends with exit code 2 then."""
 
 
 def require(condition, message: str) -> None:
@@ -29,9 +26,8 @@ def check_values(settings) -> None:
     """ValueError for the first field with a value that its `option` does not allow. None is "not given"."""
     for field in dataclasses.fields(settings):
         value, limits = getattr(settings, field.name), field.metadata
-        if limits["choices"]:
-            choices = " or ".join(limits["choices"])
-            require(value in limits["choices"], f"{field.name}={value!r}: choose {choices}")
+        choices = limits["choices"]
+        require(not choices or value in choices, f"{field.name}={value!r}: choose {' or '.join(choices)}")
         if field.type in (int, float) and value is not None:
             low, high = limits["low"], limits["high"]
             require(math.isfinite(value), f"{field.name}={value}: it must be finite")
@@ -43,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line, without the long usage."""
 
     def error(self, message: str):
-        raise UsageError(message)
+        raise ValueError(message)
 
 
 def parse_options(cls: type, argv: list[str], usage: str, text: str, epilog: str = "", **other: dict) -> dict:
@@ -53,16 +49,9 @@ def parse_options(cls: type, argv: list[str], usage: str, text: str, epilog: str
     bool may also stand alone for true. `other` are further arguments by name, with what argparse's
     add_argument takes. ValueError, in one line, names the mend of a bad word.
     """
-    parser = Parser(
-        usage=usage,
-        description=text,
-        epilog=epilog,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=30, width=118
-        ),
-    )
+    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=118)
+    other_ways = dict(allow_abbrev=False, argument_default=argparse.SUPPRESS, formatter_class=layout)
+    parser = Parser(usage=usage, description=text, epilog=epilog, **other_ways)
     for name, settings in other.items():
         parser.add_argument(name, **settings)
     for part in cls.__mro__[:-1]:
@@ -74,7 +63,7 @@ def parse_options(cls: type, argv: list[str], usage: str, text: str, epilog: str
                 add_field(group, field)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UsageError(explain(unknown[0], [field.name for field in dataclasses.fields(cls)]))
+        raise ValueError(explain(unknown[0], [field.name for field in dataclasses.fields(cls)]))
     return vars(given)
 
 

@@ -1,13 +1,11 @@
 """Presets: sets of settings for `--preset=NAME`. Single settings on the command line override them."""
 
-from pathlib import Path
-
 # Table 5 of the paper. The paper does not say how the steps are divided between the stages (here: half and
 # half), how long an attempt may be, or whether a batch counts problems or samples. GSM8K is not in the table:
 # it gets MATH's values.
 PAPER = dict(
-    temperature=1.0, alpha=10.0, beta1=0.01, stage2_beta=0.01, dtype="bfloat16",
-    recompute=True, sample_batch=128, micro_batch=8, max_new=1024, log_every=1, show_every=50, eval_n=500,
+    train_n=0, temperature=1.0, alpha=10.0, beta1=0.01, stage2_beta=0.01, dtype="bfloat16", recompute=True,
+    sample_batch=128, micro_batch=8, max_new=1024, log_every=1, show_every=50, eval_n=500,
 )  # fmt: skip
 PAPER_MATH = PAPER | dict(
     lr=5e-6, stage2_lr=5e-6, batch=512, beta2=0.1, stage1_steps=1500, stage2_steps=1500
@@ -15,27 +13,23 @@ PAPER_MATH = PAPER | dict(
 PAPER_CODE = PAPER | dict(
     lr=1e-5, stage2_lr=1e-5, batch=128, beta2=0.25, stage1_steps=750, stage2_steps=750, max_new=512
 )  # fmt: skip
-PLAIN_RL = dict(stage1_steps=0, stage2_steps=450, stage2_lr=0.0005, alpha=0.0)
-HERE = Path(__file__).resolve().parent.parent
+PLAIN_RL = dict(stage1_steps=0, stage2_steps=160, stage2_lr=0.0005, alpha=0.0)
+DIVISION = dict(
+    train_n=0, dim=128, base_steps=1000, copy=0.3, right=0.5, slip=0.0, stage1_steps=300, stage2_steps=150,
+    batch=256, samples_per_problem=1, baseline="by_outcome", max_new=24, beta1=0.01,
+)  # fmt: skip
 
 PRESETS = {  # name -> what it is for, and its settings
     "smoke": (
         "all parts in seconds; too short to learn anything",
         dict(
-            name="smoke", size=2, n_layer=1, dim=64, base_steps=60, base_batch=64, stage1_steps=10,
-            stage2_steps=10, batch=64, micro_batch=64, eval_n=50, log_every=5, show_every=10,
+            name="smoke", n_layer=1, dim=32, base_steps=60, base_batch=64, stage1_steps=10,
+            stage2_steps=10, batch=64, eval_n=50, log_every=5, show_every=10,
         ),
     ),
-    "quick": (
-        "two minutes for a first look: a short Stage I, from the base in experiments/checkpoints",
-        dict(
-            name="quick", init=str(HERE / "experiments" / "checkpoints" / "base.pt"), stage1_steps=60,
-            stage2_steps=0, eval_n=1000,
-        ),
-    ),
-    "long": (
-        "four times the updates, since the default stops where learning has only begun",
-        dict(name="long", stage1_steps=1200, stage2_steps=600),
+    "division": (
+        "another task, whose first attempt has no ceiling: experiments/results/division",
+        dict(name="division", task="division", **DIVISION),
     ),
     "plain": (
         "plain RL on both turns, to compare with; give it the base of a run as --init",
@@ -47,7 +41,7 @@ PRESETS = {  # name -> what it is for, and its settings
     ),
     "countdown": (
         "another task: reach a number with +, - and *",
-        dict(name="countdown", task="countdown", size=12),
+        DIVISION | dict(name="countdown", task="countdown", size=12),
     ),
     "gsm8k": (
         "the paper's settings for MATH, on GSM8K",
@@ -58,10 +52,11 @@ PRESETS = {  # name -> what it is for, and its settings
     "smollm2": (
         "a pretrained model, with dialogues so few and short that a CPU can do it: engine/SMOLLM2.md",
         dict(
-            name="smollm2", task="words", size=9, lora=16, base_steps=100, base_batch=16,
-            base_lr=1e-3, right_first=0.5, copy=0.5, right=0.0, own_from=1.0, batch=32, sample_batch=32,
-            micro_batch=8, max_new=28, lr=1e-3, stage2_lr=2e-4, stage1_steps=60, stage2_steps=20, eval_n=500,
-            log_every=1, show_every=20, save_every=5, report=False,
+            name="smollm2", task="words", size=9, train_n=0, lora=16, base_steps=100, base_batch=16,
+            base_lr=1e-3, right_first=0.5, copy=0.5, right=0.0, slip=0.0, own_from=1.0, batch=32,
+            samples_per_problem=1, baseline="by_outcome", sample_batch=32, micro_batch=8, max_new=28, lr=1e-3,
+            stage2_lr=2e-4, beta1=0.01, stage1_steps=60, stage2_steps=20, eval_n=500, log_every=1,
+            show_every=20, save_every=5, report=False,
         ),
     ),
 }  # fmt: skip

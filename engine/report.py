@@ -21,75 +21,78 @@ COLUMNS = {
 
 
 def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
-    """Writes results.json, report.md and the pictures. `results`: each checkpoint's metrics, by name."""
+    """Writes results.json, report.md and training.png. `results`: each checkpoint's metrics, by name."""
     (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n", encoding="utf-8")
-    rows = read_log(folder)
-    try:
-        from engine.pictures import draw
+    rows, picture = read_log(folder), ""
+    updates = [row for row in rows if "acc_t1" in row]  # a supervised stage samples nothing
+    if updates:
+        try:
+            from engine.pictures import draw
 
-        pictures = draw(folder, rows, results)
-    except ImportError:
-        pictures = []
-        print("no pictures: pip install -e '.[plots]' brings matplotlib")
+            draw(folder / "training.png", updates)
+            picture = "![accuracy, KL and changes of each update](training.png)"
+        except Exception as error:  # a matplotlib that is missing or broken must not cost the report
+            print(f"no picture ({error}): pip install -e '.[plots]' brings matplotlib")
     minutes = rows[-1]["seconds"] / 60 if rows else 0
-    text = report_text(c, results, minutes, transcripts, pictures)
+    text = report_text(c, results, minutes, transcripts, picture)
     (folder / "report.md").write_text(text, encoding="utf-8")
 
 
 def read_log(folder: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl. ValueError if it is missing, or names a row that can't be right."""
-    path, rows = folder / "metrics.jsonl", []
-    if not path.is_file():
-        raise ValueError(f"{folder} has no metrics.jsonl: give the folder of a run of train.py")
-    if path.stat().st_size == 0:
-        return rows  # a run of no steps, to evaluate what it would have started from
-    for place, row in read_rows(path, ("stage", "step", "seconds")):
-        numbers = [value for key, value in row.items() if key != "stage"]
-        if not (isinstance(row["stage"], str) and all(isinstance(x, (int, float)) for x in numbers)):
-            raise ValueError(f"{place}: 'stage' must be a text and all else numbers")
-        rows.append(row)
-    return rows
+    path = folder / "metrics.jsonl"
+    require(path.is_file(), f"{folder} has no metrics.jsonl: give the folder of a run of train.py")
+    no_steps = path.stat().st_size == 0  # a run that only evaluates what it starts from
+    return [] if no_steps else [row for _, row in read_rows(path, ("stage", "step", "seconds"))]
 
 
-def report_text(c, results: dict, minutes: float, transcripts: list, pictures: list[str]) -> str:
+def report_text(c, results: dict, minutes: float, transcripts: list, picture: str) -> str:
     last = list(results)[-1]
     changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
-    accuracies = {name: [f"{100 * a:.1f}" for a in r["greedy"]["acc"]] for name, r in results.items()}
-    attempts = [str(k + 1) for k in range(len(accuracies[last]))]
-    n = results[last]["greedy"]["n"]
-    lines = [
-        f"# {c.name}: {c.task}, {'' if c.test_data else f'size {c.size}, '}seed {c.seed}",
-        "",
-        f"Settings other than the defaults: {changed or 'none'}. Training took {minutes:.1f} minutes.",
-        "",
-        f"Percent of {n} held-out problems ± one standard error. Greedy, or sampled at temperature 1. The",
-        "third row is greedy on the problems for training: who is much better there has memorised.",
-        "",
-        table(results),
-        "",
-        "## Accuracy after each attempt (greedy)",
-        "",
-        markdown(["checkpoint", *attempts], [[name, *cells] for name, cells in accuracies.items()]),
-        "",
-        "## Does turn 2 read turn 1?",
-        "",
-        "Accuracy of turn 2 on problems with a wrong first attempt, by what stands in the place of that",
-        "attempt: the model's own attempt, its attempt at another problem and, where the task can make them,",
-        "an unrelated wrong attempt, a near miss, the right attempt, and its own attempt with a true check.",
-        "`true_checks` is the share of its own wrong attempts whose check is true. `drift` is the KL of the",
-        "first attempt to the base's, in nats.",
-        "",
-        swap_table(results),
-        "",
-    ]
-    if any(r["greedy"][k] for r in results.values() for k in FAILURES):
-        rows = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in FAILURES)] for name, r in results.items()]
-        title = "## Attempts without an answer to compare (greedy, percent)"
-        lines += [title, "", markdown(["checkpoint", *FAILURES], rows), ""]
-    lines += [f"![{Path(p).stem.replace('_', ' ')}]({p})" for p in pictures]
-    fence = "~~~~"  # code in an attempt may have a fence of its own
-    lines += ["", f"## Transcripts of {last}", "", fence, *(transcript(*t) for t in transcripts[:10]), fence]
-    return "\n".join(lines) + "\n"
+    size = "" if c.test_data else f"size {c.size}, "
+    accuracies = [[name, *map(percent, r["greedy"]["acc"])] for name, r in results.items()]
+    failures = [[name, *(percent(r["greedy"][k]) for k in FAILURES)] for name, r in results.items()]
+    dialogues = "\n".join(
+        transcript(*t) for t in transcripts[:10]
+    )  # code in them may have a fence of its own
+    return f"""# {c.name}: {c.task}, {size}seed {c.seed}
+
+Settings other than the defaults: {changed or "none"}. Training took {minutes:.1f} minutes.
+
+Percent of {results[last]["greedy"]["n"]} held-out problems ± one standard error. Greedy, or sampled at
+temperature 1. The third row is greedy on the problems for training: who is much better there has memorised.
+
+{table(results)}
+
+## Accuracy after each attempt (greedy)
+
+{markdown(["checkpoint", *range(1, len(accuracies[-1]))], accuracies)}
+
+## Does turn 2 read turn 1?
+
+Accuracy of turn 2 on problems with a wrong first attempt, by what stands in the place of that attempt: the
+model's own attempt, its attempt at another problem and, where the task can make them, an unrelated wrong
+attempt, a near miss, the right attempt, and its own attempt with a true check. `true_checks` is the share of
+its own wrong attempts whose check is true. `drift` is the KL of the first attempt to the base's, in nats.
+
+{swap_table(results)}
+
+## Attempts without an answer to compare (greedy)
+
+{markdown(["checkpoint", *FAILURES], failures)}
+
+{picture}
+
+## Transcripts of {last}
+
+~~~~
+{dialogues}
+~~~~
+"""
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def table(results: dict) -> str:
@@ -98,54 +101,31 @@ def table(results: dict) -> str:
     for name, result in results.items():
         for how in ("greedy", "sampled", "training"):
             m = result[how]
-            cells = []
-            for k in COLUMNS:
-                sign = "+" if k == "delta" else ""
-                cells.append(f"{100 * m[k]:{sign}.1f} ± {100 * m['se'][k]:.1f}")
+            sign = {"delta": "+"}
+            cells = [f"{100 * m[k]:{sign.get(k, '')}.1f} ± {percent(m['se'][k])}" for k in COLUMNS]
             rows.append([name, "greedy, training" if how == "training" else how, *cells])
     return markdown(["checkpoint", "how", *COLUMNS.values()], rows)
 
 
 def swap_table(results: dict) -> str:
-    swaps = {name: result["swap"]["wrong_first"] for name, result in results.items()}
-    kinds = [kind for kind in swaps[list(results)[-1]] if kind != "n"]
     rows = []
-    for name, swap in swaps.items():
-        drift = f"{results[name]['drift_kl']:.2f}"
-        rows.append([name, str(swap["n"]), *(f"{100 * swap[kind]:.1f}" for kind in kinds), drift])
-    return markdown(["checkpoint", "n", *kinds, "drift"], rows)
+    for name, result in results.items():
+        n, *shares = result["swap"]["wrong_first"].values()
+        rows.append([name, n, *map(percent, shares), f"{result['drift_kl']:.2f}"])
+    return markdown(["checkpoint", *result["swap"]["wrong_first"], "drift"], rows)
 
 
 def metrics_text(metrics: dict) -> str:
     """The metrics of a checkpoint, a line each, and the shares of attempts without an answer to compare."""
     lines = []
-    for name in COLUMNS:
-        if name in metrics:
-            error = f" ± {100 * metrics['se'][name]:.1f}" if "se" in metrics else ""
-            lines.append(f"{COLUMNS[name]:>10} {100 * metrics[name]:6.1f}{error} %")
+    for name in [name for name in COLUMNS if name in metrics]:
+        error = f" ± {percent(metrics['se'][name])}" if "se" in metrics else ""
+        lines.append(f"{COLUMNS[name]:>10} {percent(metrics[name]):>6}{error} %")
     if any(metrics[name] for name in FAILURES):
-        lines.append(" ".join(f"{name} {100 * metrics[name]:.1f} %" for name in FAILURES))
-    accuracies = " ".join(f"{100 * a:.1f}" for a in metrics["acc"])
-    lines.append(f"accuracy after each attempt: {accuracies} %")
+        lines.append(" ".join(f"{name} {percent(metrics[name])} %" for name in FAILURES))
+    lines.append(f"accuracy after each attempt: {' '.join(map(percent, metrics['acc']))} %")
     lines.append(f"(n = {metrics['n']}; ± is one standard error over these problems)")
     return "\n".join(lines)
-
-
-def check_can_write(path: str) -> None:
-    """OSError if the file can't be written, ValueError if it holds something else than transcripts.
-
-    It stays as it is, or missing.
-    """
-    is_new = not Path(path).exists()
-    with open(path, "a", encoding="utf-8"):
-        pass
-    if Path(path).is_file():
-        with open(path, "rb") as file:
-            start = file.readline()
-        is_ours = not start or start.startswith(b'{"prompt": ') and b'"right": [' in start
-        require(is_ours, f"{path} is no file of transcripts: choose another for --save")
-    if is_new:
-        Path(path).unlink()
 
 
 def save_transcripts(path: str, transcripts: list) -> None:
@@ -158,9 +138,8 @@ def save_transcripts(path: str, transcripts: list) -> None:
 
 
 def markdown(head: list, rows: list[list]) -> str:
-    return "\n".join(
-        "| " + " | ".join(map(str, cells)) + " |" for cells in [head, ["---"] * len(head), *rows]
-    )
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
 def without_nan(value):

@@ -20,8 +20,7 @@ from engine.build import (
     makes_base,
     pick_device,
 )
-from engine.checkpoints import checkpoint_of, save
-from engine.folder import begin, write
+from engine.checkpoints import begin, checkpoint_of, save, write
 from engine.lora import add_lora, without_lora
 from engine.optim import make_optimizer, master_weights
 from engine.options import require
@@ -47,6 +46,8 @@ class Run:
             held_out_of(c, c.eval_n)
         check_ranks(c, self.device)
         self.policy = start_or_resume(c, state, self.folder, self.device, self.env)
+        sizes = self.policy.config  # with --init those of its model, and so they are recorded
+        c.n_layer, c.n_head, c.dim = sizes.n_layer, sizes.n_head, sizes.dim
         longest, room = max((len(ids) for ids, _ in self.traces), default=0), self.policy.config.max_len
         mend = f"{c.imitate} has a dialogue of {longest} tokens, the model has room for {room}: shorten it"
         require(longest <= room, mend)

@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import dataclass
 
 from data import load_task
-from engine.options import UsageError, check_values, option, parse_options, require
+from engine.options import check_values, option, parse_options, require
 from engine.presets import PRESETS
 
 STEPS = 10**6  # the most steps of a stage: further ones would get problems of the next stage
@@ -15,17 +15,20 @@ class TaskSettings:
     """the task and the model"""
 
     task: str = option(
-        "division", "division, countdown, addition, multiplication, words, gsm8k, math, mbpp or yours"
+        "calculator", "calculator, division, countdown, addition, multiplication, words, gsm8k, math, mbpp"
     )
-    size: int = option(3, "difficulty of a drawn task; for division the digits of the quotient", 1, 1000)
+    size: int = option(3, "difficulty of a drawn task: keys of a calculator, digits of a quotient", 1, 1000)
     train_n: int = option(
-        0, "RL trains on so many problems, and the base on others; 0: on all that are not held out", 0, 10**6
+        300,
+        "RL trains on so many problems, and the base on others; 0: on all that are not held out",
+        0,
+        10**6,
     )
     train_data: str = option("", "file of training problems, for the tasks that read one: gsm8k, math, mbpp")
     test_data: str = option("", "file of held-out problems; training problems that are in it are left out")
     n_layer: int = option(2, "transformer blocks; with 3 it is no better after the same seconds", 1, 1000)
     n_head: int = option(4, "attention heads", 1, 1000)
-    dim: int = option(128, "width; the default model has 0.4 M parameters", 1, 10**5)
+    dim: int = option(64, "width; the default model has 0.1 M parameters", 1, 10**5)
     init: str = option("", "start from this base: a .pt file or the folder of a Hugging Face checkpoint")
     tokenizer: str = option("", "folder or tiktoken name of a tokenizer; needed where --init brings none")
 
@@ -34,12 +37,15 @@ class TaskSettings:
 class BaseSettings:
     """the base model: supervised training before the two stages"""
 
-    base_steps: int = option(1000, "steps; 800 leave it weak, 1200 leave less to correct", 1, STEPS)
-    base_batch: int = option(96, "dialogues a step; 48 and 256 made a worse base at equal cost", 1, 10**4)
+    base_steps: int = option(450, "steps", 1, STEPS)
+    base_batch: int = option(96, "dialogues a step", 1, 10**4)
     base_lr: float = option(0.002, "learning rate", 0, 10)
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
-    copy: float = option(0.3, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
-    right: float = option(0.5, "share of later turns that are right: the ability to find", 0, 1)
+    copy: float = option(0.7, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
+    right: float = option(
+        0.01, "share of later turns that are right: the ability to find, rare on purpose", 0, 1
+    )
+    slip: float = option(0.3, "share of the wrong first attempts whose answer is taught, too", 0, 1)
     easy_until: float = option(0.5, "until this part of the steps, easier problems are mixed in", 0, 1)
     own_from: float = option(0.3, "after this part of the steps, some wrong first attempts are its own", 0, 1)
     imitate: str = option("", "JSONL of dialogues (prompt, attempts): the last attempt is imitated before RL")
@@ -90,7 +96,8 @@ class Settings(TaskSettings, BaseSettings, LearningSettings, RunSettings):
         check_values(self)
         both, heads = self.copy + self.right, 2 * self.n_head
         require(both <= 1, f"copy + right = {both:g} exceeds 1: lower one of them")
-        require(self.dim % heads == 0, f"dim={self.dim} must be a multiple of 2 * n_head={heads}")
+        even = self.init or self.dim % heads == 0
+        require(even, f"dim={self.dim} must be a multiple of 2 * n_head={heads}")
         a_name = self.name not in ("", ".", "..") and not set(self.name) & set("/\\")
         require(a_name, f"name={self.name!r} must be the name of one folder: use --out for where it is")
         require(not self.lora or self.init, "lora adapts a model that exists: name one with --init")
@@ -133,31 +140,26 @@ class EvalOptions:
 
 
 def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
-    """The Config of the command line, and the folder to resume ("" for none). Overrides are printed.
+    """The Config of the command line, and the folder to resume ("" for none).
 
     ValueError names the mend of a bad word.
     """
     usage = "python train.py [--preset=NAME] [--key=value ...] | --resume=FOLDER"
-    presets = []
+    presets = ["presets:"]
     for name, (why, values) in PRESETS.items():
         words = " ".join(f"--{key}={value}" for key, value in values.items())
-        presets += [
-            f"  {name}: {why}",
-            textwrap.indent(textwrap.fill(words, 112, break_on_hyphens=False), "    "),
-        ]
+        words = textwrap.fill(words, 112, break_on_hyphens=False)
+        presets += [f"  {name}: {why}", textwrap.indent(words, "    ")]
     other = {
         "--preset": dict(choices=PRESETS, metavar="NAME", help="start from a set of settings, listed below"),
         "--resume": dict(metavar="FOLDER", help="go on with the stopped run in this folder"),
     }
-    given = parse_options(Config, argv, usage, text, "\n".join(["presets:", *presets]), **other)
-    if given.get("resume") == "":
-        raise UsageError("--resume=FOLDER: name the folder of the stopped run")
+    given = parse_options(Config, argv, usage, text, "\n".join(presets), **other)
+    require(given.get("resume") != "", "--resume=FOLDER: name the folder of the stopped run")
     resume, preset = given.pop("resume", ""), given.pop("preset", "")
-    if resume and (given or preset):
-        raise UsageError("--resume goes on with the settings of the stopped run: give no others")
-    for key, value in given.items():
-        print(f"{key} = {value!r}")
-    try:
-        return Config(**{**(PRESETS[preset][1] if preset else {}), **given}), resume
-    except ValueError as error:
-        raise UsageError(error) from None
+    alone = not (resume and (given or preset))
+    require(alone, "--resume goes on with the settings of the stopped run: give no others")
+    values = PRESETS[preset][1] | given if preset else given
+    sizes = sorted(values.keys() & {"n_layer", "n_head", "dim"}) if values.get("init") else []
+    require(not sizes, f"--init brings a model of its own size: leave out --{''.join(sizes[:1])}")
+    return Config(**values), resume

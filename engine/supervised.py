@@ -79,7 +79,7 @@ def demonstrations(c, env: Environment, model: GPT, step: int) -> list[tuple[lis
         sampling = [], c.max_new, c.temperature, generator, c.sample_batch
         own = sample_dialogues(sampler, env.tokenizer, prompts, *sampling)
         attempts[::OWN_ONE_IN] = [texts[0] for texts in own.texts]
-    dialogues, shares = [], (c.right_first, c.copy, c.right)
+    dialogues, shares = [], (c.right_first, c.copy, c.right, c.slip)
     for i, problem, attempt in zip(mine, problems, attempts, strict=True):
         rng = Random(seeded(c.seed, "demo", step, i))
         dialogues.append(demonstration(env, problem, rng, turns, *shares, attempt))

@@ -37,8 +37,8 @@ import engine.sampling
 import rollout
 import train
 from engine.build import held_out_of, pick_device
+from engine.checkpoints import open_run
 from engine.cli import run_script
-from engine.folder import open_run
 from engine.hf import save_pretrained
 from engine.memory import micro_batches
 from engine.optim import Learner, master_weights

@@ -30,8 +30,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without being installed
 
 from engine.build import pick_device
+from engine.checkpoints import write
 from engine.cli import run_script
-from engine.folder import write
 from engine.options import require
 from engine.report import markdown, read_log
 from experiments import bench, memory

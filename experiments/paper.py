@@ -1,16 +1,16 @@
-"""The paper's tables and figures on the toy task, with error bars: trains all methods and writes a report.
+"""The paper's tables on the default task, with error bars: trains all methods and writes a report.
 
-    python experiments/paper.py            the main methods on five seeds, variants on three, long runs on one
+    python experiments/paper.py            all methods on ten seeds, into experiments/results/
+    python experiments/paper.py --tune     each rival's KL weight and learning rate, on tuning seeds
+    python experiments/paper.py --map      when is Stage I needed? Training problems x corrections in the base
     python experiments/paper.py --quick    one seed with few steps, to see that it runs
-    python experiments/paper.py --report   only the report again, from experiments/results/paper.json
+    python experiments/paper.py --report   only the report again, from the results that are there
 
 After a stop the same command goes on. The report needs matplotlib: pip install -e '.[plots]'.
 
-A method is a row of `grid`: settings for train.py and, for the supervised methods, the source of the
-dialogues that they imitate. Within a seed all methods have the same base and the same held-out problems, and
-those with start="stage1" share SCoRe's Stage I. All methods have as many dialogues and updates as SCoRe; the
-report names the exceptions, and those whose name ends in _x4 have four times as many. Each run takes one
-core, and `--workers` of them run at the same time.
+A method is a row of `methods_of`: settings for train.py and, for the supervised methods, the source of the
+dialogues that they imitate. Within a seed all methods start from one base and have the same held-out problems
+and as many dialogues and updates as SCoRe. Each run takes one core, and `--workers` of them run at a time.
 """
 
 import argparse
@@ -19,11 +19,10 @@ import dataclasses
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -36,94 +35,138 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without being installed
 
 from data import Problem, load_task, train_problems
-from engine.build import held_out_of, make_tokenizer, training_problems_of
-from engine.checkpoints import load, save
+from engine.build import held_out_of, training_problems_of
+from engine.checkpoints import open_run, write
 from engine.cli import run_script
-from engine.folder import open_run, write
 from engine.options import require
-from engine.presets import PRESETS
 from engine.report import without_nan
-from eval import edit_distance_ratio, evaluate, swap_test
+from eval import evaluate, swap_test
 from model import GPT
 from train import Config, load_model, stages, train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-GRIDS = {  # settings beside train.py's defaults
-    "full": dict(stage1_steps=Config.stage1_steps, stage2_steps=Config.stage2_steps),
-    "quick": dict(base_steps=300, stage1_steps=30, stage2_steps=20, eval_n=200),
-}
-ORACLE_LR = 0.0015  # had the best Acc@t2 of 0.0015, 0.005, 0.015 on seed 102; Pair-SFT's best was Config.lr
-ATTEMPTS = 10
-SAMPLES = 32  # for the majority vote: dialogues of each problem
-BUDGETS = (2, 4, 8, 16, 32)  # how many of the attempts vote; they divide SAMPLES
-KEPT = ("score", "both", "pair", "pair+")  # methods that are also measured in the middle of their training
-LONG = ("base", "pair+", "both", "stage1", "score")  # methods that make ten attempts and vote
+SEEDS = {"full": range(10), "tune": range(100, 104), "map": range(3), "quick": range(1)}
+ONE, TWO = Config.stage1_steps, Config.stage2_steps  # SCoRe's updates
+QUICK = dict(base_steps=60, stage1_steps=6, stage2_steps=4, eval_n=100)
 
 
 @dataclass(frozen=True)
 class Method:
     label: str
-    settings: dict = field(default_factory=dict)  # of train.Config, beside the grid's own
-    start: str = "base"  # whose weights it starts from: the base, or stage1, which is that of `score`
+    settings: dict = field(default_factory=dict)  # of train.Config
+    start: str = (
+        "base/base.pt"  # what it starts from, in the folder of its seed; "": random weights
+    )
     traces: str = ""  # what it imitates: star, pair or oracle; star+ and pair+ keep right first attempts, too
-    trained: bool = True  # False: the weights it starts from are measured as they are
-    seeds: int = 5
+    last: str = "stage2.pt"  # the checkpoint that is measured
+    trained: bool = True  # False: `start` is measured as it is
 
 
-def grid(kind: str) -> dict[str, Method]:
-    """All methods, in the order in which they are trained."""
-    one, two = steps_of(kind)
-    total = one + two
-    once = dict(stage1_steps=0, stage2_steps=total)
-    plain, single = (PRESETS[name][1] | once for name in ("plain", "single"))
+def one_stage(**settings) -> dict:
+    """Settings of a method whose updates are all of Stage II."""
+    return dict(stage1_steps=0, stage2_steps=ONE + TWO) | settings
+
+
+def plain(**settings) -> dict:
+    """Plain RL: both turns are rewarded, without a bonus."""
+    return one_stage(alpha=0.0, **settings)
+
+
+# Each rival's KL weight and learning rate with the best Acc@t2 on seeds 100 to 103, see results/tuning.md.
+PLAIN = dict(stage2_beta=0.3, stage2_lr=0.0005)
+WEIGHT11 = dict(stage2_beta=0.3, stage2_lr=0.0005)
+SINGLE = dict(stage2_beta=0.1, stage2_lr=0.0005)
+NO_STAGE1 = dict(stage2_beta=1.0, stage2_lr=0.0005)
+SFT_LR, ORACLE_LR, STAR_LR = 0.0005, 0.0005, 0.0005
+
+
+def methods_of(kind: str) -> dict[str, Method]:
+    """The methods of a kind of grid, in the order in which they are trained."""
+    if kind == "tune":
+        return tuning()
+    if kind == "map":
+        return cells()
+    beta, both = Config.stage2_beta, Config.samples_per_problem > 1
     no_rl = dict(stage1_steps=0, stage2_steps=0)
-    imitation, star = (no_rl | dict(imitate_steps=n) for n in (total, total // 3))
-    four = dict(stage1_steps=4 * one, stage2_steps=4 * two)
-    plain_four, sft_four = plain | dict(stage2_steps=4 * total), imitation | dict(imitate_steps=4 * total)
-    star_two = no_rl | dict(imitate_steps=two // 3)
-    beta, few, forked = Config.stage2_beta, dict(seeds=3), dict(start="stage1", seeds=3)
-    solo = dict(seeds=1)
-    sweep = {}
-    for a in (1.0, 30.0):
-        sweep[f"alpha={a:g}"] = Method(f"α = {a:g}", dict(alpha=a), **forked)
-    for b in (0.01, 0.1, 1.0):
-        sweep[f"beta1={b:g}"] = Method(f"β of Stage II = {b:g}", dict(stage2_beta=b), **forked)
-    rivals = {}
-    for b in (0.01, 0.1):
-        rivals[f"plain={b:g}"] = Method(f"plain RL, β = {b:g}", plain | dict(stage2_beta=b), **few)
+    imitation, star, star_two = (
+        no_rl | dict(imitate_steps=n) for n in (ONE + TWO, (ONE + TWO) // 3, TWO // 3)
+    )
+    other = (
+        dict(baseline="by_outcome", samples_per_problem=1)
+        if both
+        else dict(baseline="rloo", samples_per_problem=4)
+    )
+    name = "each compared with dialogues of the same outcome" if both else "RLOO"
     return {
-        "base": Method("base", no_rl),
+        "base": BASE,
         "score": Method("SCoRe"),
-        "stage1": Method("Stage I", start="stage1", trained=False),
-        "both": Method("plain RL, both turns", plain),
-        "pair+": Method("Pair-SFT D+", imitation, traces="pair+"),
+        "stage1": Method("after Stage I", start="score/stage1.pt", trained=False),
+        "plain": Method("plain RL", plain(**PLAIN)),
+        "weight11": Method("plain RL, weight 11", plain(stage2_weight2=11.0, **WEIGHT11)),
+        "no_stage1": Method("without Stage I", one_stage(**NO_STAGE1)),
+        "single": Method("single-turn RL", plain(stage2_weight2=0.0, **SINGLE)),
+        "no_bonus": Method("without the bonus", dict(alpha=0.0)),
+        "no_bonus_kl": Method("without the bonus, β / 11", dict(alpha=0.0, stage2_beta=beta / 11)),
+        "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0)),
+        "gamma=0.05": Method("γ = 0.05 in Stage II", dict(gamma=0.05)),
+        "offline": Method("no online first attempts", dict(offline_first=True)),
+        "star": Method("STaR D", star | dict(lr=STAR_LR), traces="star"),
+        "star+": Method("STaR D+", star | dict(lr=STAR_LR), traces="star+"),
+        "star_two": Method(
+            "STaR D+ as Stage II", star_two | dict(lr=STAR_LR), "score/stage1.pt", traces="star+"
+        ),
+        "pair": Method("Pair-SFT D", imitation | dict(lr=SFT_LR), traces="pair"),
+        "pair+": Method("Pair-SFT D+", imitation | dict(lr=SFT_LR), traces="pair+"),
         "oracle": Method("oracle SFT", imitation | dict(lr=ORACLE_LR), traces="oracle"),
-        "no_bonus": Method("SCoRe without the bonus", dict(alpha=0.0), "stage1"),
-        "no_stage1": Method("SCoRe without Stage I", once | dict(stage2_lr=Config.lr)),
-        "star+": Method("STaR D+", star, traces="star+"),
         "self_refine": Method("Self-Refine", trained=False),
-        "score_x4": Method("SCoRe, four times the updates", four, **solo),
-        "both_x4": Method("plain RL, four times", plain_four, **solo),
-        "pair+_x4": Method("Pair-SFT D+, four times", sft_four, traces="pair+", **solo),
-        "oracle_x4": Method("oracle SFT, four times", sft_four | dict(lr=ORACLE_LR), traces="oracle", **solo),
-        "single": Method("single-turn RL", single, **few),
-        "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0), **forked),
-        "gamma=0.8": Method("γ = 0.8 in Stage II", dict(gamma=0.8), **forked),
-        "pair": Method("Pair-SFT D", imitation, traces="pair", **few),
-        "star": Method("STaR D", star, traces="star", **few),
-        "star_two": Method("STaR D+ as Stage II", star_two, traces="star+", **forked),
-        "beta2=0.02": Method("a weak hold in Stage I, β2 = 0.02", dict(beta2=0.02), **few),
-        "offline": Method("no online first attempts", dict(offline_share=1.0), **few),
-        "no_bonus_kl": Method("no bonus, β / 11", dict(alpha=0.0, stage2_beta=beta / 11), **forked),
-        **rivals,
-        **sweep,
+        "score_other": Method(f"SCoRe, baseline: {name}", other),
+        "plain_other": Method(f"plain RL, baseline: {name}", plain(**PLAIN) | other),
     }
 
 
-def steps_of(kind: str) -> tuple[int, int]:
-    """SCoRe's updates in Stage I and in Stage II."""
-    return GRIDS[kind]["stage1_steps"], GRIDS[kind]["stage2_steps"]
+BASE = Method("base", dict(stage1_steps=0, stage2_steps=0), start="", last="base.pt")
+
+
+def tuning() -> dict[str, Method]:
+    """Each rival at each KL weight, and at three learning rates."""
+    found = {"base": BASE, "score": Method("SCoRe")}
+    rivals = {
+        "plain": ("plain RL", plain()),
+        "weight11": ("plain RL, weight 11", plain(stage2_weight2=11.0)),
+        "no_stage1": ("without Stage I", one_stage()),
+        "single": ("single-turn RL", plain(stage2_weight2=0.0)),
+    }
+    for name, (label, settings) in rivals.items():
+        for beta in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
+            for lr in (0.00025, 0.0005, 0.001):
+                own = settings | dict(stage2_beta=beta, stage2_lr=lr)
+                found[f"{name} {beta:g} {lr:g}"] = Method(f"{label}, β {beta:g}, learning rate {lr:g}", own)
+    imitation = dict(stage1_steps=0, stage2_steps=0, imitate_steps=ONE + TWO)
+    for name, label in (("pair+", "Pair-SFT D+"), ("oracle", "oracle SFT"), ("star+", "STaR D+")):
+        for lr in (0.00025, 0.0005, 0.001, 0.002):
+            steps = (ONE + TWO) // (3 if name == "star+" else 1)
+            own = imitation | dict(lr=lr, imitate_steps=steps)
+            found[f"{name} {lr:g}"] = Method(f"{label}, learning rate {lr:g}", own, traces=name)
+    return found
+
+
+MAP_N = (100, 300, 1000, 3000, 0)  # training problems of RL; 0: all that are not held out
+MAP_RIGHT = (0.003, 0.01, 0.03, 0.1)  # share of right later turns in the base's demonstrations
+
+
+def cells() -> dict[str, Method]:
+    """The map: a base of its own for each cell, and from it plain RL, SCoRe without Stage I, and SCoRe."""
+    found = {}
+    for n in MAP_N:
+        for right in MAP_RIGHT:
+            own, cell = dict(train_n=n, right=right), f"n={n} right={right:g}"
+            start = f"base {cell}/base.pt"
+            found[f"base {cell}"] = dataclasses.replace(BASE, settings=BASE.settings | own)
+            ways = {"plain": plain(**PLAIN), "no_stage1": one_stage(**NO_STAGE1), "score": {}}
+            for name, settings in ways.items():
+                found[f"{name} {cell}"] = Method(f"{name} {cell}", settings | own, start)
+    return found
 
 
 # ---------------------------------------------------------------------------------- one run
@@ -135,39 +178,25 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "", device: str
     A run that was stopped goes on.
     """
     torch.set_num_threads(1)
-    home, method, started = Path(out).resolve() / f"seed{seed}", grid(kind)[name], time.time()
-    folder, base_file = home / name, home / "base" / "base.pt"
+    home, method, started = Path(out).resolve() / f"seed{seed}", methods_of(kind)[name], time.time()
+    folder, start = home / name, home / method.start
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        start = home / "score" / "stage1.pt" if method.start == "stage1" else base_file
-        keep_every = max(2, sum(steps_of(kind)) // 6) if name in KEPT else 0
-        own = dict(
-            seed=seed,
-            out=str(home),
-            name=name,
-            keep_every=keep_every,
-            report=False,
-            overwrite=True,
-            device=device,
-        )
-        own["init"] = "" if name == "base" else str(base_file)
-        c = Config(**{**GRIDS[kind], **method.settings, **own})
+        own = dict(seed=seed, out=str(home), name=name, report=False, overwrite=True, device=device)
+        own["init"] = str(start) if method.start else ""
+        c = Config(**{**method.settings, **(QUICK if kind == "quick" else {}), **own})
         if not method.trained:
             last = start
         elif method.traces:
             last = imitate(c, method.traces, start)
         else:
-            if method.start == "stage1" and not (folder / "last.pt").exists():
-                behind_stage1(start.parent, c)
             go_on(c)
-            last = folder / ("base.pt" if name == "base" else "stage2.pt")
-        minutes = (time.time() - started) / 60
-        model, base = load_model(last, c.device)[0], load_model(base_file, c.device)[0]
-        found = measure(model, base, c, feedback=name == "self_refine", long=name in LONG)
-        found["kept"] = kept(folder, base, c) if name in KEPT else []
-        found["traces"] = [len(lines_of(path)) for path in sorted(folder.glob("round*.jsonl"))]
-    about = {"method": name, "seed": seed, "minutes": minutes, "steps": steps_of(kind), "batch": c.batch}
-    result = {**about, "commit": commit, **found, "curve": learning_curve(folder / "metrics.jsonl")}
+            last = folder / method.last
+        trained = time.time()
+        found = measure(last, c, is_base=not method.start, feedback=name == "self_refine")
+    seconds = {"seconds": trained - started, "seconds of evaluation": time.time() - trained}
+    about = {"method": name, "seed": seed, **seconds, "batch": c.batch, "commit": commit}
+    result = {**about, **found, "curve": learning_curve(folder / "metrics.jsonl")}
     write(folder / "result.json", json.dumps(rounded(without_nan(result))) + "\n")
 
 
@@ -186,22 +215,6 @@ def go_on(c: Config) -> None:
         changed = bool(resume) and config != dataclasses.replace(c, out=config.out)
         require(not changed, f"{folder} was begun with other settings: remove it or its grid's folder")
         train(config, state)
-
-
-def behind_stage1(source: Path, c: Config) -> None:
-    """Makes the folder of a run that has Stage I behind it.
-
-    `c` is the run's config. It gets the weights, the base and the metrics of Stage I of the run in the folder
-    `source`.
-    """
-    folder, settings = Path(c.out) / c.name, dataclasses.asdict(c)
-    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    for file in ("base.pt", "stage1.pt"):
-        shutil.copy(source / file, folder)
-    rows = lines_of(source / "metrics.jsonl")[: c.stage1_steps]
-    (folder / "metrics.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    progress = {"stage": 1, "step": 0, "seconds": json.loads(rows[-1])["seconds"], "optimizers": []}
-    save(folder / "last.pt", load(source / "stage1.pt") | {"config": settings} | progress)
 
 
 def imitate(c: Config, source: str, start: Path) -> Path:
@@ -231,7 +244,8 @@ def dialogues_to_imitate(model: GPT, c: Config, source: str, n: int, number: int
     """
     star, plus, task = source.startswith("star"), source.endswith("+"), load_task(c.task)
     samples = 16 if source.startswith("pair") else 1  # of each problem, to find a right and a wrong attempt
-    problem_at, rng = train_problems(task, c.size, c.seed), Random(c.seed)
+    problem_at = train_problems(task, c.size, c.seed, c.train_n)
+    rng = Random(c.seed)
     problems = [problem_at((number * 10**7 + i) // samples) for i in range(n)]
     _, transcripts = evaluate(model, c, problems, turns=2 if star else 1, temperature=1.0)
     if star:
@@ -272,36 +286,19 @@ def pair_rows(transcripts: list, plus: bool, rng: Random) -> list[tuple[Problem,
 # ---------------------------------------------------------------------------------- what is measured
 
 
-def measure(model: GPT, base: GPT, c: Config, feedback: bool, long: bool) -> dict:
-    """All that the report shows of a model. With `long` also ten attempts and majority votes."""
-    task, problems = load_task(c.task), held_out_of(c, c.eval_n)
-    turns = ATTEMPTS if long else 2
-    greedy, transcripts = evaluate(model, c, problems, turns, feedback=feedback)
-    training, seen = evaluate(model, c, training_problems_of(c, c.eval_n), feedback=feedback)
+def measure(path: Path, c: Config, is_base: bool, feedback: bool) -> dict:
+    """All that the report shows of a checkpoint. A base is measured on its own training problems."""
+    model, problems = load_model(path, c.device)[0], held_out_of(c, c.eval_n)
+    greedy, transcripts = evaluate(model, c, problems, feedback=feedback)
     sampled, _ = evaluate(model, c, problems, temperature=1.0, feedback=feedback)
-    fixed, after = evaluate(model, c, after_first_attempts_of(base, c, problems))
-    found = {
+    training, _ = evaluate(model, c, training_problems_of(c, c.eval_n, is_base), feedback=feedback)
+    return {
         "greedy": greedy,
-        "training": training,
         "sampled": sampled,
-        "distances": {"held-out": distances(transcripts), "training": distances(seen)},
-        "levels": by_level(task, transcripts),
+        "training": training,
+        "levels": by_level(load_task(c.task), transcripts),
         "swap": swap_test(model, c, transcripts),
-        "fixed": fixed | both_wrong(transcripts, after),
     }
-    if long:
-        tokenizer = make_tokenizer(c)
-        repeated = [p for p in problems[: c.eval_n // 8] for _ in range(SAMPLES)]
-        _, samples = evaluate(model, c, repeated, temperature=0.7)
-        graded = getattr(task, "graded", str)
-        found["votes"] = vote_curves(samples, lambda text: len(tokenizer.encode(text)) + 1, graded)
-    return found
-
-
-def distances(transcripts: list) -> list[int]:
-    """A histogram of the edit distance ratio of the first two attempts: 20 bins from 0 to 1."""
-    ratios = [edit_distance_ratio(*texts[:2]) for _, texts, _ in transcripts]
-    return np.bincount([min(19, int(20 * ratio)) for ratio in ratios], minlength=20).tolist()
 
 
 def by_level(task, transcripts: list) -> dict[str, list[int]]:
@@ -312,80 +309,14 @@ def by_level(task, transcripts: list) -> dict[str, list[int]]:
     return {level: counts[level].tolist() for level in sorted(counts)}
 
 
-def after_first_attempts_of(base: GPT, c: Config, problems: list[Problem]) -> list[Problem]:
-    """The problems with the base's greedy first attempt as given, to test turn 2 on another's mistakes."""
-    _, transcripts = evaluate(base, c, problems, turns=1)
-    return [p._replace(given=texts[0] or " ") for p, texts, _ in transcripts]
-
-
-def both_wrong(own: list, after: list) -> dict:
-    """What turn 2 corrects where both the model's own first attempt and the base's are wrong.
-
-    `own` are the model's transcripts, `after` those with the base's first attempts, on the same problems. The
-    result has the shares `mended own` and `mended fixed`, None without such problems, and their number
-    `wrong`. Both shares are of the same problems, because those that a trained model still gets wrong are
-    harder than the others.
-    """
-    wrong = [(a[1], b[1]) for (*_, a), (*_, b) in zip(own, after, strict=True) if not a[0] and not b[0]]
-    shares = np.mean(wrong, axis=0).tolist() if wrong else (None, None)
-    return {"mended own": shares[0], "mended fixed": shares[1], "wrong": len(wrong)}
-
-
-def kept(folder: Path, base: GPT, c: Config) -> list[dict]:
-    """`both_wrong` of each checkpoint of a run, on 500 problems, with the `update` it was saved after."""
-    problems = held_out_of(c, c.eval_n)[:500]
-    fixed = after_first_attempts_of(base, c, problems)
-    first = {"stage1": 0, "stage2": c.stage1_steps, "imitate": 0}  # updates before the stage
-    steps = {"stage1": c.stage1_steps, "stage2": c.stage2_steps, "imitate": c.imitate_steps}
-    paths = {0: folder.parent / "base" / "base.pt"}
-    for path in folder.rglob("*.pt"):
-        stage, _, step = path.stem.partition("-")
-        if stage in steps:
-            paths[first[stage] + int(step or steps[stage])] = path
-    rows = []
-    for update in sorted(paths):
-        model, _ = load_model(paths[update], c.device)
-        wrong = both_wrong(evaluate(model, c, problems)[1], evaluate(model, c, fixed)[1])
-        rows.append({"update": update, **wrong})
-    return rows
-
-
-def vote_curves(samples: list, tokens, graded) -> list[dict]:
-    """Majority votes: of K first attempts (`parallel`), and of K / 2 second attempts (`corrected`).
-
-    `samples` are transcripts, SAMPLES of each problem one after the other. For each K of BUDGETS the accuracy
-    and the tokens sampled per problem, averaged over all disjoint groups. `tokens(text)` counts an attempt's
-    tokens; `graded(text)` is the answer for which it votes.
-    """
-    rows = []
-    for k in BUDGETS:
-        row = {"k": k}
-        for name, turn, size in (("parallel", 0, k), ("corrected", 1, k // 2)):
-            groups = [samples[i : i + size] for i in range(0, len(samples), size)]
-            wins = [vote([(graded(texts[turn]), right[turn]) for _, texts, right in g]) for g in groups]
-            spent = [sum(tokens(text) for _, texts, _ in g for text in texts[: turn + 1]) for g in groups]
-            row |= {name: float(np.mean(wins)), f"{name} tokens": float(np.mean(spent))}
-        rows.append(row)
-    return rows
-
-
-def vote(answers: list[tuple[str, bool]]) -> bool:
-    """Whether the commonest answer is right. `answers` are (answer, is it right).
-
-    Of equally common answers the first wins. An attempt that was cut off is never right, whatever it says. If
-    others give the same answer and are right, the answer counts as right.
-    """
-    winner, _ = Counter(answer for answer, _ in answers).most_common(1)[0]
-    return any(right for answer, right in answers if answer == winner)
-
-
 def learning_curve(path: Path) -> dict[str, list[float]]:
     """Accuracy of both attempts and the change rate of the dialogues, as means of five updates each."""
     rows = [json.loads(line) for line in lines_of(path)] if path.exists() else []
     rows = [row for row in rows if row["stage"].startswith("stage")]
     curve = {}
     for key in ("acc_t1", "acc_t2", "change_rate"):
-        curve[key] = [float(np.mean([row[key] for row in rows[i : i + 5]])) for i in range(0, len(rows), 5)]
+        values = [row.get(key, 0.0) for row in rows]  # single-turn RL has one attempt
+        curve[key] = [float(np.mean(values[i : i + 5])) for i in range(0, len(rows), 5)]
     return curve
 
 
@@ -410,36 +341,25 @@ def commit_here() -> str:
 # ---------------------------------------------------------------------------------- the whole grid
 
 
-def jobs_of(kind: str, seeds: list[int]) -> list[tuple[str, int]]:
-    """(method, seed) in the order of their start: first the methods of five seeds, seed by seed."""
-    methods, jobs = grid(kind), []
-    for count in (5,) if kind == "quick" else (5, 3, 1):
-        jobs += [(name, seed) for seed in seeds[:count] for name in methods if methods[name].seeds == count]
-    return jobs
+def needs(method: Method) -> str:
+    """The method from whose checkpoint this one starts, "" for none."""
+    return method.start.partition("/")[0]
 
 
-def needs(kind: str, name: str, seed: int) -> set[tuple[str, int]]:
-    """The runs from which this one starts."""
-    if name == "base":
-        return set()
-    return {("base", seed)} | ({("score", seed)} if grid(kind)[name].start == "stage1" else set())
+def run_all(kind: str, out: Path, seeds: list[int], names: list[str], workers: int, device: str) -> bool:
+    """Runs what has no result yet, seed by seed. False if a run failed or could not start.
 
-
-def run_all(
-    kind: str, out: Path, seeds: list[int], methods: list[str], workers: int, device: str = "cpu"
-) -> bool:
-    """Runs what has no result yet. False if a run failed or could not start.
-
-    A run starts when those that it needs are done. `methods` names the methods to run; [] means all.
+    A run starts when the one that it starts from is done. `names` are the methods to run; [] means all.
     """
-    commit, started, failed, running = commit_here(), time.time(), {}, {}
+    commit, started, failed, running, methods = commit_here(), time.time(), {}, {}, methods_of(kind)
     results = out.glob("seed*/*/result.json")
     done = {(path.parent.name, int(path.parent.parent.name.removeprefix("seed"))) for path in results}
-    todo = [job for job in jobs_of(kind, seeds) if job not in done and (not methods or job[0] in methods)]
+    todo = [(name, seed) for seed in seeds for name in methods if not names or name in names]
+    todo = [job for job in todo if job not in done]
     total = len(todo)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while True:
-            ready = [job for job in todo if needs(kind, *job) <= done]
+            ready = [(n, s) for n, s in todo if not needs(methods[n]) or (needs(methods[n]), s) in done]
             for job in ready[: workers - len(running)]:
                 todo.remove(job)
                 running[pool.submit(run, kind, str(out), *job, commit, device)] = job
@@ -473,30 +393,34 @@ def gather_results(out: Path, path: Path) -> list[dict]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps, into out/paper-quick")
+    for kind in ("tune", "map", "quick"):
+        parser.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, default="full")
     parser.add_argument("--report", action="store_true", help="train nothing; only write the report again")
-    parser.add_argument("--seeds", default="", help="e.g. 0,1,2 (default: 0,1,2,3,4; with --quick: 0)")
-    parser.add_argument("--methods", default="", help="only these, e.g. base,score,both, with what they need")
+    parser.add_argument("--seeds", default="", help="e.g. 0,1,2 (default: all of the grid)")
+    parser.add_argument(
+        "--methods", default="", help="only these, e.g. base,score,plain, with what they need"
+    )
     workers = os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=workers, help="runs at the same time, a core each")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; on cuda, too, each run takes a core")
     args = parser.parse_args()
-    kind = "quick" if args.quick else "full"
-    methods, seeds = (text.split(",") if text else [] for text in (args.methods, args.seeds))
-    for name in methods:
-        require(name in grid(kind), f"no method {name!r}: there are {', '.join(grid(kind))}")
+    kind, known = args.kind, methods_of(args.kind)
+    names, seeds = (text.split(",") if text else [] for text in (args.methods, args.seeds))
+    for name in names:
+        require(name in known, f"no method {name!r}: there are {', '.join(known)}")
     require(all(map(str.isdecimal, seeds)), f"--seeds={args.seeds}: write whole numbers such as 0,1,2")
-    seeds = [int(s) for s in seeds] or ([0] if args.quick else [0, 1, 2, 3, 4])
+    seeds = [int(s) for s in seeds] or list(SEEDS[kind])
     found = importlib.util.find_spec("matplotlib")  # asked now rather than after hours
     require(found, "the report needs matplotlib: pip install -e '.[plots]'")
     from experiments.paper_report import write_report
 
-    out = ROOT / "out" / ("paper-quick" if args.quick else "paper")
-    place = out if args.quick else RESULTS
+    out = ROOT / "out" / f"paper-{kind}"
+    place = out if kind == "quick" else RESULTS
     out.mkdir(parents=True, exist_ok=True)
-    fine = args.report or run_all(kind, out, seeds, methods, args.workers, args.device)
-    results = gather_results(out, place / "paper.json")
-    print(f"{write_report(results, {name: m.label for name, m in grid(kind).items()}, place)} has the report")
+    fine = args.report or run_all(kind, out, seeds, names, args.workers, args.device)
+    name = {"tune": "tuning", "map": "map"}.get(kind, "paper")
+    results = gather_results(out, place / f"{name}.json")
+    print(f"{write_report(kind, results, {n: m.label for n, m in known.items()}, place)} has the report")
     return 0 if fine else 1
 
 

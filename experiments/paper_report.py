@@ -1,4 +1,4 @@
-"""The report of experiments/paper.py: paper.md and its pictures. Needs matplotlib (the extra `plots`)."""
+"""The reports of experiments/paper.py: paper.md, tuning.md, map.md and their pictures. Needs matplotlib."""
 
 import functools
 import operator
@@ -12,6 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"  # as in engine/pictures.py
 import matplotlib.pyplot as plt
 
 from engine.report import COLUMNS, markdown
+from experiments.paper import MAP_N, MAP_RIGHT
 from train import Config
 
 T_95 = np.array([
@@ -34,28 +35,25 @@ PAPER_MATH = {
     "score": (60.0, 64.4, 4.4, 5.8, 1.4),
 }
 MAIN = (
-    "base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "single", "both", "plain=0.1",
-    "stage1", "score",
+    "base", "self_refine", "star", "star+", "pair", "pair+", "oracle", "single", "plain", "weight11",
+    "no_stage1", "stage1", "score",
 )  # fmt: skip
 ABLATIONS = (
-    "score", "no_stage1", "no_bonus", "no_bonus_kl", "beta2=0.02", "star_two", "offline", "gamma=0.8",
-    "gamma=1", "single", "both", "plain=0.1", "plain=0.01", "score_x4", "both_x4", "pair+_x4", "oracle_x4",
+    "score", "no_stage1", "no_bonus", "no_bonus_kl", "gamma=0.05", "gamma=1", "offline", "star_two",
+    "score_other", "plain", "plain_other", "weight11", "single",
 )  # fmt: skip
 PAIRS = (
-    ("both", "base"), ("star", "base"), ("star+", "base"), ("pair+", "base"), ("stage1", "base"),
-    ("score", "base"), ("score", "stage1"), ("score", "both"), ("score", "pair+"), ("score", "oracle"),
-    ("score", "plain=0.1"), ("score", "plain=0.01"),
+    ("score", "plain"), ("score", "weight11"), ("score", "no_stage1"), ("score", "pair+"),
+    ("score", "star+"), ("score", "oracle"), ("score", "stage1"), ("stage1", "base"),
 )  # fmt: skip
-READERS = tuple(m for m in MAIN if m != "self_refine")  # in the swap test Self-Refine is the base
 BOTH = ("acc_t1", "acc_t2", "delta")
-BEHIND_SCORE = ("Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's")
 COLORS = {
     "base": "#777777", "self_refine": "#b5a642", "star": "#c49bd0", "star+": "#8e5ba6", "pair": "#8fc08f",
-    "pair+": "#3d8f3d", "oracle": "#20605c", "single": "#e3a15b", "both": "#d95f02",
-    "plain=0.1": "#a63603", "stage1": "#7fb7de", "score": "#1b5fa8",
+    "pair+": "#3d8f3d", "oracle": "#20605c", "single": "#e3a15b", "plain": "#d95f02",
+    "weight11": "#a63603", "no_stage1": "#c51b7d", "stage1": "#7fb7de", "score": "#1b5fa8",
 }  # fmt: skip
 FIRST = "#999999"  # attempt 1, whatever the method
-SWEPT = {"alpha": "α", "beta1": "β of Stage II"}
+FOUND = 0.5  # a run has found the correction if its fix rate is at least this
 
 
 def interval(values) -> tuple[np.ndarray, np.ndarray]:
@@ -123,125 +121,97 @@ def cells_of(r: Results, method: str, keys, part: str = "greedy") -> list[str]:
     return [cell(r.values(method, part, k), signed=k == "delta") for k in keys]
 
 
-def differences(r: Results, method: str, other: str) -> list[str]:
+def differences(r: Results, method: str, other: str, part: str = "greedy") -> list[str]:
     """Cells of the paired differences of Acc@t1, Acc@t2 and Δ."""
-    return [cell(r.paired(method, other, "greedy", k), signed=True) for k in BOTH]
+    return [cell(r.paired(method, other, part, k), signed=True) for k in BOTH]
+
+
+def found(r: Results, method: str) -> str:
+    """In how many seeds the correction is found."""
+    rates = r.values(method, "greedy", "fix_rate")
+    return f"{sum(rate is not None and rate >= FOUND for rate in rates)} of {len(rates)}"
 
 
 def main_table(r: Results) -> str:
     rows = []
     for m in r.there(MAIN):
-        n, paper = str(len(r.of[m])), ""
-        if m in PAPER_MATH:
-            first, second, delta, *_ = PAPER_MATH[m]
-            paper = f"{first:.1f} → {second:.1f} ({delta:+.1f})"
-        rows.append([r.labels[m], n, *cells_of(r, m, COLUMNS), paper])
-        if m == "base":
-            rows.append(["base, sampled at T = 1", n, *cells_of(r, m, COLUMNS, "sampled"), ""])
-    return markdown(["method", "seeds", *COLUMNS.values(), "paper, MATH: t1 → t2 (Δ)"], rows)
+        first, second, delta = PAPER_MATH.get(m, (None,) * 3)[:3]
+        paper = f"{first:.1f} → {second:.1f} ({delta:+.1f})" if first else ""
+        rows.append([r.labels[m], *cells_of(r, m, COLUMNS), found(r, m), paper])
+    return markdown(["method", *COLUMNS.values(), "seeds that correct", "paper, MATH: t1 → t2 (Δ)"], rows)
+
+
+def sampled_table(r: Results) -> str:
+    rows = [[r.labels[m], *cells_of(r, m, COLUMNS, "sampled")] for m in r.there(MAIN)]
+    return markdown(["method", *COLUMNS.values()], rows)
+
+
+def training_table(r: Results) -> str:
+    """Problems that a method has trained on beside new ones."""
+    rows = []
+    for m in r.there(MAIN):
+        gaps = [np.subtract(r.values(m, "training", k), r.values(m, "greedy", k)) for k in BOTH[:2]]
+        rows.append([r.labels[m], *cells_of(r, m, BOTH[:2], "training"), *(cell(g, True) for g in gaps)])
+    head = ["Acc@t1, training", "Acc@t2, training", "training − new, Acc@t1", "training − new, Acc@t2"]
+    return markdown(["method", *head], rows)
 
 
 def ablation_table(r: Results) -> str:
     rows = []
     for m in r.there(ABLATIONS):
-        rows.append([r.labels[m], str(len(r.of[m])), *cells_of(r, m, BOTH)])
+        rows.append([r.labels[m], *cells_of(r, m, BOTH), found(r, m)])
         if m != "score":
-            paper = ["", ""]
+            rows[-1] += differences(r, m, "score")
             if m in PAPER_MATH:
-                paper = [f"{PAPER_MATH[m][i] - PAPER_MATH['score'][i]:+.1f}" for i in (1, 2)]
-            rows[-1] += [*differences(r, m, "score"), *paper]
-    head = ["", "seeds", "Acc@t1", "Acc@t2", "Δ", *BEHIND_SCORE, "paper: Acc@t2 −", "paper: Δ −"]
-    return markdown(head, rows)
+                rows[-1] += [f"{PAPER_MATH[m][i] - PAPER_MATH['score'][i]:+.1f}" for i in (1, 2)]
+    rows = [row + [""] * (10 - len(row)) for row in rows]
+    behind = ("Acc@t1 − SCoRe's", "Acc@t2 − SCoRe's", "Δ − SCoRe's")
+    paper = ("paper: Acc@t2 −", "paper: Δ −")
+    return markdown(["", "Acc@t1", "Acc@t2", "Δ", "seeds that correct", *behind, *paper], rows)
 
 
 def pairs_table(r: Results) -> str:
-    pairs = [(a, b) for a, b in PAIRS if a in r.of and b in r.of]
     rows = []
-    for a, b in pairs:
-        rows.append([f"{r.labels[a]} − {r.labels[b]}", str(len(r.shared((a, b)))), *differences(r, a, b)])
-    return markdown(["", "seeds", "Acc@t1", "Acc@t2", "Δ"], rows)
+    for a, b in ((a, b) for a, b in PAIRS if a in r.of and b in r.of):
+        gaps = r.paired(a, b, "greedy", "acc_t2")
+        sampled = cell(r.paired(a, b, "sampled", "acc_t1"), signed=True)
+        name = f"{r.labels[a]} − {r.labels[b]}"
+        rows.append(
+            [name, *differences(r, a, b), f"{100 * min(gaps):+.1f} to {100 * max(gaps):+.1f}", sampled]
+        )
+    return markdown(["", "Acc@t1", "Acc@t2", "Δ", "Acc@t2, smallest to largest", "Acc@t1, sampled"], rows)
+
+
+def seeds_table(r: Results) -> str:
+    """SCoRe and its best-known rivals, seed by seed."""
+    methods = r.there(("base", "plain", "no_stage1", "stage1", "score"))
+    rows = []
+    for seed in r.shared(methods):
+        pairs = [[r.values(m, "greedy", k, seeds=[seed])[0] for k in BOTH[:2]] for m in methods]
+        rows.append([str(seed), *(f"{100 * a:.1f} → {100 * b:.1f}" for a, b in pairs)])
+        rate = r.values("score", "greedy", "fix_rate", seeds=[seed])[0]
+        rows[-1].append("–" if rate is None else f"{100 * rate:.1f}")
+    return markdown(["seed", *(r.labels[m] for m in methods), "fix rate of SCoRe"], rows)
 
 
 def swap_table(r: Results) -> str:
-    kinds, rows = ("own", "checked", "near", "wrong", "other", "right"), []
-    for m in r.there(READERS):
+    kinds, rows = ("own", "checked", "other"), []
+    for m in (m for m in r.there(MAIN) if m != "self_refine"):  # here Self-Refine is the base
         swaps = [swap for swap in r.values(m, "swap", "wrong_first") if swap["n"]]
-        gaps = [cell([swap[k] - swap["wrong"] for swap in swaps], signed=True) for k in kinds[:2]]
-        rows.append([r.labels[m], *(cell([swap[k] for swap in swaps]) for k in kinds), *gaps])
-    texts = ["its own", "with a true check", "a near miss", "unrelated wrong", "another problem's"]
-    gaps = ["own − unrelated", "own with a true check − unrelated"]
-    return markdown(["method", *texts, "the right one", *gaps], rows)
-
-
-def fixed_table(r: Results) -> str:
-    rows = []
-    for m in r.there(READERS):
-        fixed = r.values(m, "fixed")
-        corrected = [cell([f[k] for f in fixed]) for k in ("mended own", "mended fixed")]
-        shift = cell([f["mended own"] - f["mended fixed"] for f in fixed if f["wrong"]], signed=True)
-        spoilt = cell([f["c_to_i"] / f["acc_t1"] for f in fixed if f["acc_t1"]])
-        deltas = [cell(r.values(m, part, "delta"), signed=True) for part in ("greedy", "training")]
-        rows.append([r.labels[m], *corrected, shift, spoilt, *deltas])
-    head = ["corrects its own", "the base's", "difference", "spoils the base's right ones"]
-    return markdown(["method", *head, "Δ held-out", "Δ training"], rows)
-
-
-def attempts_table(r: Results) -> str:
-    rows = []
-    for m in r.there(("base", "pair+", "both", "stage1", "score")):
-        rows.append([r.labels[m], *(cell(r.values(m, "greedy", "acc", k)) for k in range(10))])
-    return markdown(["method", *map(str, range(1, 11))], rows)
-
-
-def budgets(r: Results) -> list[int]:
-    return [point["k"] for point in r.values("score", "votes")[0]]
-
-
-def votes_table(r: Results) -> str:
-    rows, ks = [], budgets(r)
-    for m in r.there(("base", "both", "pair+", "score")):
-        for way in ("parallel", "corrected"):
-            cells = [cell(r.values(m, "votes", i, way)) for i in range(len(ks))]
-            spent = np.mean(r.values(m, "votes", -1, f"{way} tokens"))
-            rows.append([r.labels[m], way, *cells, f"{spent:.0f}"])
-        gains = [votes[-1]["corrected"] - votes[-1]["parallel"] for votes in r.values(m, "votes")]
-        rows[-1].append(cell(gains, signed=True))
-    spent = f"tokens a problem at {ks[-1]}"
-    return markdown(
-        ["method", "samples", *(f"K = {k}" for k in ks), spent, "corrected − parallel there"], rows
-    )
+        gaps = [swap["own"] - swap["other"] for swap in swaps]
+        cells = [cell([swap[k] for swap in swaps]) for k in (*kinds, "true_checks")]
+        rows.append([r.labels[m], *cells, cell(gaps, signed=True), f"{100 * min(gaps):+.1f}"])
+    texts = ["its own", "its own with a true working", "another problem's", "share of true workings"]
+    return markdown(["method", *texts, "own − another's", "smallest of the seeds"], rows)
 
 
 def level_table(r: Results) -> str:
-    levels, rows = sorted({level for found in r.values("score", "levels") for level in found}, key=int), []
-    for m in r.there(("base", "both", "pair+", "score")):
+    levels, rows = sorted({level for row in r.values("score", "levels") for level in row}, key=int), []
+    for m in r.there(("base", "single", "plain", "score")):
         for i, name in enumerate(("Acc@t1", "i→c", "c→i"), 1):
-            counts = [[found[v] for found in r.values(m, "levels") if v in found] for v in levels]
+            counts = [[row[v] for row in r.values(m, "levels") if v in row] for v in levels]
             rows.append([r.labels[m], name, *(cell([c[i] / c[0] for c in at_level]) for at_level in counts)])
     return markdown(["method", "", *levels], rows)
-
-
-def sweeps_of(r: Results) -> dict[str, list[tuple[float, str]]]:
-    """The sweeps that have been run: (value, method) in order of value, with SCoRe's own value."""
-    found = {
-        "alpha": [(Config.alpha, "score"), (0.0, "no_bonus")],
-        "beta1": [(Config.stage2_beta, "score")],
-    }
-    for m in r.of:
-        name, _, value = m.partition("=")
-        if name in found and value:
-            found[name].append((float(value), m))
-    there = {name: sorted((v, m) for v, m in points if m in r.of) for name, points in found.items()}
-    return {name: points for name, points in there.items() if len(points) > 2}
-
-
-def sweep_table(r: Results) -> str:
-    rows = []
-    for name, points in sweeps_of(r).items():
-        for value, m in points:
-            rows.append([SWEPT[name], f"{value:g}", str(len(r.of[m])), *cells_of(r, m, COLUMNS)])
-            rows[-1] += differences(r, m, "score") if m != "score" else []
-    return markdown(["", "value", "seeds", *COLUMNS.values(), *BEHIND_SCORE], rows)
 
 
 # ---------------------------------------------------------------------------------- pictures
@@ -257,17 +227,6 @@ def band(axis, xs, curves: list, color: str, label: str | None, style: str = "-"
     axis.fill_between(xs[:shortest], means - halves, means + halves, color=color, alpha=0.15, linewidth=0)
 
 
-def panels(n: int, width: float, height: float):
-    """A figure of n panels side by side, and their axes. `width` is one panel's."""
-    figure, (axes,) = plt.subplots(1, n, figsize=(n * width, height), sharey=True, squeeze=False)
-    return figure, axes
-
-
-def along(points_of_seeds: list[list[dict]], key: str) -> list[list[float]]:
-    """The curve of a key for each seed; 0 in the place of None."""
-    return [[point[key] or 0.0 for point in points] for points in points_of_seeds]
-
-
 def finish(figure, axes, path: Path) -> str:
     for axis in axes:
         axis.grid(alpha=0.25)
@@ -279,273 +238,184 @@ def finish(figure, axes, path: Path) -> str:
 
 
 def draw_story(r: Results, path: Path) -> str:
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.7))
-    titles = {"both": "plain RL on both attempts", "score": "SCoRe: Stage I, then Stage II"}
+    """Learning curves of plain RL and SCoRe on their training problems, and where both end on new ones."""
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9), sharey=True)
+    titles = {"plain": "plain RL: the second attempt copies", "score": "SCoRe: Stage I, then Stage II"}
     for axis, (m, title) in zip(axes, titles.items(), strict=False):
-        first, second, changed = (r.values(m, "curve", k) for k in ("acc_t1", "acc_t2", "change_rate"))
+        first, second = (r.values(m, "curve", k) for k in ("acc_t1", "acc_t2"))
         xs = [5 * i + 3 for i in range(len(first[0]))]
         band(axis, xs, first, FIRST, "attempt 1", "--")
         band(axis, xs, second, COLORS[m], "attempt 2")
-        axis.set(title=title, xlabel="updates", ylabel="accuracy of sampled attempts (%)", ylim=(30, 100))
+        axis.set(title=title, xlabel="updates", ylim=(0, 100))
         axis.legend(frameon=False, loc="lower right")
-        gaps = [np.subtract(b, a) for a, b in zip(first, second, strict=True)]
-        band(axes[2], xs, gaps, COLORS[m], r.labels[m])
-        band(axes[3], xs, changed, COLORS[m], r.labels[m])
-    axes[2].axhline(0, color="#555555", linewidth=0.8)
-    axes[2].set(title="gap: attempt 2 − attempt 1", xlabel="updates", ylabel="points")
-    axes[3].set(title="how often attempt 2 differs", xlabel="updates", ylabel="dialogues (%)", ylim=(0, None))
-    axes[2].legend(frameon=False, loc="lower right")
-    for axis in axes[1:]:
-        axis.axvline(r.values("score", "steps")[0][0], color="#555555", linestyle=":", linewidth=1)
+    axes[0].set_ylabel("right, sampled, training problems (%)")
+    axes[1].axvline(Config.stage1_steps, color="#555555", linestyle=":", linewidth=1)
+    axes[1].text(Config.stage1_steps, 3, " Stage II", fontsize=9, color="#555555")
+    methods = r.there(("base", "plain", "no_stage1", "stage1", "score"))
+    for x, m in enumerate(methods):
+        for seed in r.of[m]:
+            a, b = (100 * r.values(m, "greedy", k, seeds=[seed])[0] for k in BOTH[:2])
+            axes[2].plot([x - 0.25, x + 0.25], [a, b], color=COLORS[m], alpha=0.6, linewidth=1)
+            axes[2].plot(x - 0.25, a, "o", color=FIRST, markersize=4)
+            axes[2].plot(x + 0.25, b, "o", color=COLORS[m], markersize=4)
+    axes[2].set_xticks(range(len(methods)), [r.labels[m].replace(" ", "\n", 1) for m in methods], fontsize=9)
+    axes[2].set(title="new problems, greedy: attempt 1 (gray) to 2", ylabel="right (%)")
+    axes[2].tick_params(labelleft=True)
     return finish(figure, axes, path)
 
 
-def draw_methods(r: Results, path: Path) -> str:
-    methods = r.there(MAIN)
-    figure, axis = plt.subplots(figsize=(9, 0.42 * len(methods) + 1.2))
+def draw_success(r: Results, path: Path) -> str:
+    """Acc@t2 of every seed, a row for each method."""
+    methods = r.there(tuple(dict.fromkeys((*MAIN, *ABLATIONS))))
+    figure, axis = plt.subplots(figsize=(9, 0.34 * len(methods) + 1.2))
     for y, m in enumerate(methods):
-        color, seeds = COLORS[m], 100 * np.array(r.values(m, "greedy", "acc_t2"))
-        first, second = 100 * np.mean(r.values(m, "greedy", "acc_t1")), seeds.mean()
-        axis.plot([first, second], [y, y], color=color, linewidth=2.4)
-        axis.plot(first, y, "o", color=color, markersize=5)
-        if abs(second - first) > 1:
-            axis.plot(second, y, ">" if second > first else "<", color=color, markersize=8)
-        axis.plot(seeds, np.full_like(seeds, y + 0.28), "|", color=color, markersize=6)
-        text, place = f"Δ {cell(r.values(m, 'greedy', 'delta'), signed=True)}", axis.get_yaxis_transform()
-        axis.text(1.01, y, text, transform=place, va="center", fontsize=9, color=color)
+        firsts, seconds = (100 * np.array(r.values(m, "greedy", k)) for k in BOTH[:2])
+        offsets = np.linspace(-0.25, 0.25, len(seconds))
+        axis.plot(firsts, y + offsets, "|", color=FIRST, markersize=6)
+        axis.plot(seconds, y + offsets, "o", color=COLORS.get(m, "#1b5fa8"), markersize=4)
+        axis.text(1.01, y, found(r, m), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
     axis.set_yticks(range(len(methods)), [r.labels[m] for m in methods])
     axis.invert_yaxis()
-    what = "accuracy on held-out problems, greedy (%)"
-    axis.set(xlabel=f"{what}: from attempt 1 (dot) to attempt 2 (tip); ticks: seeds")
+    axis.set(xlabel="new problems, greedy (%): attempt 1 (gray tick) and attempt 2 (dot), one of each a seed")
+    axis.set_title("seeds that correct", loc="right", fontsize=9)
     return finish(figure, [axis], path)
 
 
-def draw_distances(r: Results, path: Path) -> str:
-    methods = r.there(("base", "star+", "pair+", "both", "score"))
-    figure, axes = panels(len(methods), 2.7, 3)
-    bins = np.arange(20) / 20 + 0.025
-    for axis, m in zip(axes, methods, strict=True):
-        styles = {
-            "training": dict(histtype="step", color="#333333"),
-            "held-out": dict(color=COLORS[m], alpha=0.75),
-        }
-        for which, style in styles.items():
-            counts = np.sum(r.values(m, "distances", which), axis=0)
-            shares = 100 * counts / counts.sum()
-            axis.hist(bins, bins=20, range=(0, 1), weights=shares, label=which, **style)
-        axis.set(title=r.labels[m], xlabel="edit distance ratio", yscale="log", ylim=(0.1, 100))
-    axes[0].set_ylabel("problems (%), log scale")
-    axes[0].legend(frameon=False)
-    return finish(figure, axes, path)
-
-
-def draw_fixed(r: Results, path: Path) -> str:
-    methods = r.there(("pair", "pair+", "both", "score"))
-    figure, axes = panels(len(methods), 3, 3.2)
-    for axis, m in zip(axes, methods, strict=True):
-        points = r.values(m, "kept")
-        xs = [point["update"] for point in points[0]]
-        band(axis, xs, along(points, "mended own"), COLORS[m], "after its own attempt")
-        band(axis, xs, along(points, "mended fixed"), COLORS[m], "after the base's", "--")
-        axis.set(title=r.labels[m], xlabel="updates", ylim=(0, 100))
-    axes[0].set_ylabel("wrong attempts corrected (%)")
-    axes[0].legend(frameon=False)
-    return finish(figure, axes, path)
-
-
-def draw_attempts(r: Results, path: Path) -> str:
-    figure, axis = plt.subplots(figsize=(6.5, 3.8))
-    methods = r.there(("base", "pair+", "both", "score"))
-    for m in methods:
-        curves = r.values(m, "greedy", "acc", seeds=r.shared(methods))
-        band(axis, range(1, 11), curves, COLORS[m], r.labels[m])
-    axis.set(xlabel="attempt", ylabel="accuracy, greedy (%)", xticks=range(1, 11))
-    axis.legend(frameon=False, ncols=2)
-    return finish(figure, [axis], path)
-
-
-def draw_votes(r: Results, path: Path) -> str:
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.7), sharey=True)
-    ks, corrected = budgets(r), "K/2, each corrected"
-    for m in r.there(("base", "both", "score")):
-        votes = r.values(m, "votes")
-        for way, text, style in (("parallel", "K first attempts", "--"), ("corrected", corrected, "-")):
-            curves, spent = along(votes, way), np.mean(along(votes, f"{way} tokens"), axis=0)
-            band(axes[0], ks, curves, COLORS[m], f"{r.labels[m]}, {text}", style)
-            band(axes[1], spent, curves, COLORS[m], None, style)
-    axes[0].set(xlabel="attempts sampled a problem, K", ylabel="majority is right, T = 0.7 (%)")
-    axes[0].set_xscale("log", base=2)
-    axes[0].set_xticks(ks, ks)
-    axes[1].set(xlabel="tokens sampled a problem")
-    axes[1].set_xscale("log", base=2)
-    axes[1].xaxis.set_major_formatter("{x:.0f}")
-    entries = axes[0].get_legend_handles_labels()
-    figure.legend(*entries, frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return finish(figure, axes, path)
-
-
-def draw_swap(r: Results, path: Path) -> str:
-    methods, shown = r.there(READERS), {"own": ("its own attempt", "#1b5fa8")}
-    shown |= {"near": ("a near miss", "#7fb7de"), "wrong": ("an unrelated wrong attempt", "#c8c8c8")}
-    figure, axis = plt.subplots(figsize=(10, 3.8))
-    for i, (kind, (text, color)) in enumerate(shown.items()):
-        found = [r.values(m, "swap", "wrong_first", kind) for m in methods]
-        points = [percent_interval([v for v in values if v is not None] or [0.0]) for values in found]
-        means, halves = zip(*points, strict=True)
-        xs = np.arange(len(methods)) + 0.27 * (i - 1)
-        axis.bar(xs, means, 0.25, yerr=halves, label=text, color=color, error_kw=dict(linewidth=0.8))
-    labels = [r.labels[m].replace(", ", ",\n") for m in methods]
-    axis.set_xticks(range(len(methods)), labels, fontsize=8, rotation=30, ha="right")
-    axis.set(ylabel="attempt 2 right (%), problems\nwith a wrong attempt 1", ylim=(0, None))
-    axis.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return finish(figure, [axis], path)
-
-
-def draw_sweeps(r: Results, path: Path) -> str:
-    sweeps = sweeps_of(r)
-    figure, axes = panels(len(sweeps), 3 + 1 / len(sweeps), 3.3)
-    for axis, (name, points) in zip(axes, sweeps.items(), strict=True):
-        seeds, xs = r.shared([m for _, m in points]), range(len(points))
-        for key, label, color in (("acc_t1", "attempt 1", FIRST), ("acc_t2", "attempt 2", COLORS["score"])):
-            values = np.array([r.values(m, "greedy", key, seeds=seeds) for _, m in points])  # [points, seeds]
-            score = r.values("score", "greedy", key, seeds=seeds)
-            means, halves = percent_interval((values - score).T)
-            axis.errorbar(xs, means, halves, color=color, marker="o", capsize=3, label=label)
-        axis.set_xticks(xs, [f"{v:g}" for v, _ in points])
-        axis.set_xlabel(SWEPT[name])
-        axis.axhline(0, color="#555555", linewidth=0.8)
-    axes[0].set_ylabel("accuracy − SCoRe's (points)")
-    axes[0].legend(frameon=False, loc="lower left")
-    return finish(figure, axes, path)
-
-
-# ---------------------------------------------------------------------------------- the report
-
-
-def sensitivity(r: Results, place: Path) -> str:
-    if not sweeps_of(r):
-        return "The sweeps have not been run. `python experiments/paper.py` runs them after the methods."
-    return f"""![Accuracy of both attempts against each setting]({draw_sweeps(r, place / "sweeps.png")})
-
-Each row changes one setting of SCoRe. In the picture, SCoRe's own accuracy with the same seeds is the line at
-0, and each panel has the seeds that all of its values have.
-
-{sweep_table(r)}"""
-
-
-def write_report(rows: list[dict], labels: dict[str, str], place: Path) -> Path:
-    """Writes paper.md and its pictures into the folder `place`, from the results that there are.
-
-    ValueError if there are too few, or if they are of different settings.
-    """
-    r = Results(rows, labels)
-    if missing := {"base", "score", "both"} - r.of.keys():
-        raise ValueError(
-            f"no result yet of {', '.join(sorted(missing))}: the report needs these three at least"
+def draw_map(r: Results, path: Path) -> str:
+    """Acc@t2 in each cell of the map, a panel for each method, and each seed's as small figures."""
+    ways = {"plain": "plain RL", "no_stage1": "without Stage I", "score": "SCoRe"}
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), sharey=True)
+    for axis, (way, title) in zip(axes, ways.items(), strict=True):
+        values = np.full((len(MAP_RIGHT), len(MAP_N)), np.nan)
+        for i, right in enumerate(MAP_RIGHT):
+            for j, n in enumerate(MAP_N):
+                seconds = 100 * np.array(r.values(f"{way} n={n} right={right:g}", "greedy", "acc_t2"))
+                if len(seconds):
+                    values[i, j] = seconds.mean()
+                    text = "\n".join(f"{v:.0f}" for v in seconds)
+                    axis.text(j, i, text, ha="center", va="center", fontsize=8, linespacing=0.95)
+        image = axis.imshow(
+            values, vmin=60, vmax=100, cmap="RdYlBu", aspect="auto", origin="lower", alpha=0.75
         )
-    settings = {(*row["steps"], row["batch"], row["greedy"]["n"]) for row in rows}
-    if len(settings) > 1:
-        old = f"remove {place / 'paper.json'} or the older runs"
-        raise ValueError(f"results of different settings, {settings}: {old}")
-    one, two, batch, n = settings.pop()
-    text = f"""# The paper's tables and figures, made again on the toy task
+        axis.set_xticks(range(len(MAP_N)), [str(n) if n else "all" for n in MAP_N])
+        axis.set_yticks(range(len(MAP_RIGHT)), [f"{100 * right:g} %" for right in MAP_RIGHT])
+        axis.set(title=title, xlabel="training problems of RL")
+    axes[0].set_ylabel("right later turns in\nthe base's demonstrations")
+    figure.colorbar(image, ax=axes, label="Acc@t2, new problems, greedy (%)", pad=0.01)
+    figure.savefig(path, dpi=110, facecolor="white", bbox_inches="tight")
+    plt.close(figure)
+    return path.name
 
-Made by `python experiments/paper.py`. The task is division with three-digit quotients. Each method makes
-{one} + {two} updates of {batch} dialogues and is tested on {n} held-out problems a seed. Figures are in
-percent, mean ± 95 % interval over seeds (Student's t). Decoding is greedy unless a row says otherwise. Each
-seed draws the split, the weights and all samples anew. Within a seed all methods start from one base.
-`paper.json` has the numbers of every run, with its commit. Seeds differ, so compare methods
-with unequal numbers of seeds only by the paired differences.
+
+# ---------------------------------------------------------------------------------- the reports
+
+
+def write_report(kind: str, rows: list[dict], labels: dict[str, str], place: Path) -> Path:
+    """Writes the report of this kind of grid and its pictures into the folder `place`.
+
+    ValueError if there are too few results, or if they are of different settings.
+    """
+    r, name = Results(rows, labels), {"tune": "tuning", "map": "map"}.get(kind, "paper")
+    settings = {(row["batch"], row["greedy"]["n"]) for row in rows}
+    if len(settings) > 1:
+        raise ValueError(f"results of different settings, {settings}: remove {place / name}.json")
+    if kind in ("full", "quick") and (missing := {"base", "score", "plain"} - r.of.keys()):
+        raise ValueError(f"no result yet of {', '.join(sorted(missing))}: the report needs these three")
+    path = place / f"{name}.md"
+    text = {"tune": tuning_text, "map": map_text}.get(kind, paper_text)(r, place)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def tuning_text(r: Results, place: Path) -> str:
+    rows = []
+    for m in r.of:
+        sampled = cell(r.values(m, "sampled", "acc_t1"))
+        rows.append([r.labels[m], *cells_of(r, m, (*BOTH, "fix_rate")), found(r, m), sampled])
+    head = ["Acc@t1", "Acc@t2", "Δ", "fix rate", "seeds that correct", "Acc@t1, sampled"]
+    return f"""# Each rival at its own best settings
+
+Made by `python experiments/paper.py --tune`, on seeds that are in no results table. Percent of new problems,
+greedy, mean ± 95 % interval. The setting with the highest Acc@t2 goes into the results.
+
+{markdown(["method", *head], rows)}
+"""
+
+
+def map_text(r: Results, place: Path) -> str:
+    return f"""# When is Stage I needed, when is plain RL enough, when does nothing help?
+
+Made by `python experiments/paper.py --map`.
+
+![Acc@t2 by training problems and corrections in the base]({draw_map(r, place / "map.png")})
+
+Each cell is a base of its own, and from it plain RL, SCoRe without Stage I, and SCoRe, each at fixed
+settings: the best of its tuning at the default cell, {Config.train_n} problems and
+{100 * Config.right:g} %. The figures in a cell are Acc@t2 of its seeds; the first attempt is right in about
+70 % everywhere. To the right RL has more problems to train on, so it is harder to memorise them. Upwards the
+base's demonstrations have more later turns that are right, so RL meets corrections sooner.
+"""
+
+
+def paper_text(r: Results, place: Path) -> str:
+    example = next(iter(r.of["score"].values()))
+    seeds, n, batch = len(r.of["score"]), example["greedy"]["n"], example["batch"]
+    return f"""# The paper's tables, made again on the default task
+
+Made by `python experiments/paper.py`. The task is data/calculator.py. Each method makes
+{Config.stage1_steps} + {Config.stage2_steps} updates of {batch} dialogues on {Config.train_n} training
+problems and is tested on {n} new problems a seed; {seeds} seeds. Percent, mean ± 95 % interval over seeds
+(Student's t), greedy unless a row says otherwise. Within a seed all methods start from one base. Rivals have
+their own best KL weight and learning rate, chosen on other seeds ([tuning.md](tuning.md)). `paper.json` has
+every run with its commit.
+
+A seed **corrects** if turn 2 makes at least half of the wrong first attempts right (fix rate ≥ 50 %).
 
 ## 1. Methods (tables 1 and 2 of the paper)
 
-![From attempt 1 to attempt 2]({draw_methods(r, place / "methods.png")})
-
-The distance between dot and tip is Δ. RL and SFT make {one + two} updates of the same batch. Oracle SFT has a
-lower learning rate than Pair-SFT and RL: each SFT has the one that suits it. Plain RL is also shown with the
-best of three KL weights, 0.1, chosen on these seeds. STaR has three rounds of a third each, always from the
-base. The base and Self-Refine are not trained. Stage I is the first part of SCoRe. Self-Refine cannot help
-here: its verdicts are honest, but in the base's demonstrations the attempt after a verdict was drawn without
-a look at it.
+![Learning curves, and where each seed ends]({draw_story(r, place / "story.png")})
 
 {main_table(r)}
 
-## 2. Ablations (table 4)
+"Weight 11" is plain RL whose turn 2 weighs 11 times as much, which is what the bonus of Stage II amounts to.
 
-Differences are paired: they are taken between runs with the same base and problems. Some rows differ in more
-than their label says. Without Stage I all updates are of Stage II, at Stage I's learning rate. Without online
-first attempts turn 1 is not trained at all. Our baseline compares dialogues with the same first outcome, so
-the bonus multiplies the advantage of turn 2 by 1 + α and does nothing else (except for a dialogue that is
-alone with its outcome). Without the bonus the KL of turn 2 therefore weighs 11 times as much against its
-reward. The row "β / 11" keeps that ratio; it also loosens the KL of turn 1.
-
-{ablation_table(r)}
-
-Other pairs of methods, on the seeds that both have:
+Differences are paired: they are taken between runs with the same base and problems.
 
 {pairs_table(r)}
 
-## 3. How much attempt 2 changes (edit distance ratio)
+Seed by seed (Acc@t1 → Acc@t2):
 
-![Edit distance ratio of both attempts]({draw_distances(r, place / "distances.png")})
+{seeds_table(r)}
 
-The ratio is insertions and deletions over both lengths, in characters. At 0 the attempt is copied. Bars are
-held-out problems, lines training problems. Where they agree, what was learned carries over.
+## 2. Every seed of every method
 
-## 4. Its own mistakes and the base's (distribution shift)
+![Acc@t2 of every seed]({draw_success(r, place / "success.png")})
 
-![Mistakes corrected over training]({draw_fixed(r, place / "fixed.png")})
+## 3. Ablations (table 4)
 
-We take the problems on which both the model's own first attempt and the base's are wrong, and show what
-attempt 2 corrects after each of them. A method that learned only from the base's mistakes may correct those
-better than its own.
+{ablation_table(r)}
 
-{fixed_table(r)}
+## 4. Sampled at temperature 1
 
-## 5. Learning curves
+{sampled_table(r)}
 
-![Accuracy of both attempts during training]({draw_story(r, place / "story.png")})
+## 5. Training problems beside new ones
 
-Dialogues on training problems, sampled at T = 1. The dotted line is where Stage II begins.
+The base is measured on the problems of its own demonstrations, all others on those of RL.
 
-## 6. Up to ten attempts
+{training_table(r)}
 
-![Accuracy after 1 to 10 attempts]({draw_attempts(r, place / "attempts.png")})
+## 6. Who reads the first attempt? (swap test)
 
-The methods were trained with two attempts. The base has seen dialogues of ten.
-
-{attempts_table(r)}
-
-## 7. Inference compute: more first attempts, or correction?
-
-![Majority vote against attempts and tokens]({draw_votes(r, place / "votes.png")})
-
-A majority vote at T = 0.7. Either K first attempts vote, or the second attempts of K / 2 dialogues do. The
-right panel shows the same against the number of sampled tokens.
-
-{votes_table(r)}
-
-## 8. By difficulty
-
-The level is the divisor. Figures are shares of the level's problems.
-
-{level_table(r)}
-
-## 9. Who reads the first attempt? (swap test)
-
-![Accuracy of attempt 2 after a swapped attempt 1]({draw_swap(r, place / "swap.png")})
-
-We take the problems that the model's own attempt 1 gets wrong, put another text in its place, and show the
-accuracy of attempt 2. If a model does not look at attempt 1, the text makes no difference. Near misses,
-unrelated attempts and right ones have true checks; the model's own may have false ones. So the last column
-compares its own with the check made true.
+We take the problems that the model's own attempt 1 gets wrong, put another text in its place, and show how
+often attempt 2 is right.
 
 {swap_table(r)}
 
-## 10. Sensitivity
+## 7. By difficulty
 
-{sensitivity(r, place)}
+The level is the number of keys behind the last C: 0 is easy, 2 and 3 can't be said at once. Figures are
+shares of the level's problems.
+
+{level_table(r)}
 """
-    path = place / "paper.md"
-    path.write_text(text, encoding="utf-8")
-    return path

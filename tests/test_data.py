@@ -81,7 +81,7 @@ def test_the_base_does_not_see_the_n_problems_of_rl():
     of_rl = prompts_of(train_problems(task, 1, 5, 20), 20)
     of_base = prompts_of(demo_problems(task, 1, 5, 20), 3000)
     assert len(of_rl) == 20 and not of_rl & of_base and of_rl | of_base == all_there_are
-    with pytest.raises(ValueError, match="no problem left to draw: lower --train_n"):
+    with pytest.raises(ValueError, match="no problem that is free for training: raise --size or lower --train_n"):
         demo_problems(task, 1, 5, len(all_there_are))(0)
     with pytest.raises(ValueError, match="lower --train_n"):
         train_problems(task, 1, 5, len(all_there_are) + 1)

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from engine.log import FAILURES
 
 import eval as evaluation
 from data import Problem, is_held_out, load_task, train_problems
 from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
-from engine.log import FAILURES
 from engine.report import metrics_text, write_report
 from eval import drift, edit_distance_ratio, evaluate, report, self_correction_metrics, swap_test
 from train import Config, load_model

@@ -243,7 +243,7 @@ def test_broken_folders_are_refused_by_name(folder, tmp_path):
     refused("model-1.safetensors, which is missing")
     index.unlink()
     torch.save({"x": random.Random(0)}, folder / "pytorch_model.bin")
-    refused("pytorch_model.bin is not a file of tensors alone")  # code in a file is never run
+    refused("pytorch_model.bin is not a .bin file of tensors alone")  # code in a file is never run
 
 
 # ---------------------------------------------------------------------------------- a trained model
@@ -306,7 +306,7 @@ def test_a_trained_model_tells_its_story(tmp_path):
     with torch.no_grad():
         while len(ids) < 60:
             hidden = model.hidden(torch.tensor([ids[-1:]]), cache)
-            cache.advance(torch.ones(1, dtype=torch.long), cache.longest + 1)
+            cache.advance()
             ids.append(int(model.head(hidden)[0, -1].argmax()))
     text = b"".join(pieces[i] for i in ids[1:]).decode().strip()
     assert text.startswith(

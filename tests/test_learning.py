@@ -8,7 +8,7 @@ import pytest
 
 import data
 import train
-from engine.folder import open_run
+from engine.checkpoints import open_run
 from train import Config, stages
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,7 @@ from pretrained import SHORT, even_length, logits, train_here
 
 import eval as evaluation
 import train
-from engine.export import export
-from engine.hf import load_pretrained
+from engine.hf import export, load_pretrained
 from engine.hf_tokenizer import read_tokenizer
 from engine.lora import add_lora, merge_lora, without_lora
 from train import Config, load_model, stages

@@ -10,8 +10,7 @@ from pretrained import SHORT, even_length, logits, train_here
 
 import engine.run
 import train
-from engine.checkpoints import load
-from engine.folder import open_run
+from engine.checkpoints import load, open_run
 from engine.hf import load_pretrained
 from engine.memory import empty_gpt
 from engine.optim import Learner, master_weights

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from engine.folder import begin, locked, open_run
 from scripts import LOADED, ROOT, finish, start
 
 import eval as evaluation
@@ -21,7 +22,6 @@ from data import Environment, load_task
 from engine import checkpoints
 from engine.checkpoints import checkpoint_of, load, save
 from engine.cli import run_script
-from engine.folder import begin, locked, open_run
 from engine.run import Run
 from rollout import sample_dialogues
 from train import Config, stages

@@ -22,8 +22,7 @@ import train
 from data import Environment, Problem, load_task, train_problems
 from data.demonstrations import demonstration
 from engine import build, optim, supervised
-from engine.checkpoints import checkpoint_of, save
-from engine.folder import open_run
+from engine.checkpoints import checkpoint_of, open_run, save
 from engine.optim import Learner, master_weights
 from engine.run import Run
 from engine.supervised import OWN_ONE_IN, supervised_batch
