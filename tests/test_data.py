@@ -20,6 +20,7 @@ from data.demonstrations import demonstration, imitation
 from data.tokenizer import build_tokenizer
 
 TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2), ("words", 9)]
+TASKS += [("calculator", 4)]
 
 
 def prompts_of(problem, n: int) -> set[str]:
@@ -36,9 +37,9 @@ def test_training_and_held_out_problems_are_disjoint(name, size):
     assert len({p.prompt for p in held_out}) == 200 and all(is_held_out(p.prompt, 5) for p in held_out)
     assert held_out == held_out_problems(task, size, 5, 200)
     of_rl, of_base = (make(task, size, 5) for make in (train_problems, demo_problems))
-    numbers = [tuple(re.findall(r"\d+", p.prompt)) for p in held_out]
+    numbers = {re.sub(r"[A-Za-z]{2,}", "", p.prompt) for p in held_out}
     for problem in (of_rl, of_base):
-        assert not set(numbers) & {tuple(re.findall(r"\d+", p)) for p in prompts_of(problem, 2000)}
+        assert not numbers & {re.sub(r"[A-Za-z]{2,}", "", prompt) for prompt in prompts_of(problem, 2000)}
     last_first = [train_problems(task, size, 5)(i) for i in reversed(range(200))]
     assert last_first[::-1] == [of_rl(i) for i in range(200)]
     for other in (train_problems(task, size, 6), of_base):
@@ -81,7 +82,9 @@ def test_the_base_does_not_see_the_n_problems_of_rl():
     of_rl = prompts_of(train_problems(task, 1, 5, 20), 20)
     of_base = prompts_of(demo_problems(task, 1, 5, 20), 3000)
     assert len(of_rl) == 20 and not of_rl & of_base and of_rl | of_base == all_there_are
-    with pytest.raises(ValueError, match="no problem that is free for training: raise --size or lower --train_n"):
+    with pytest.raises(
+        ValueError, match="no problem that is free for training: raise --size or lower --train_n"
+    ):
         demo_problems(task, 1, 5, len(all_there_are))(0)
     with pytest.raises(ValueError, match="lower --train_n"):
         train_problems(task, 1, 5, len(all_there_are) + 1)
@@ -118,14 +121,15 @@ def test_honest_working_corrects_the_working_and_not_the_answer():
     assert countdown.honest(problem, "26") is None
 
 
-def test_demonstration_masks(tokenizer):
-    """Prompts are never taught; a wrong first answer is context, its working is taught; later turns are
-    taught whole.
+@pytest.mark.parametrize("slip", [0.0, 0.5, 1.0])
+def test_demonstration_masks(tokenizer, slip):
+    """Prompts are never taught; a wrong first answer is context, but for the share `slip`, its working is
+    taught; later turns are taught whole.
     """
     task, end = load_task("division"), tokenizer.end_id
-    env, problem, seen = Environment(task, tokenizer), task.parse("8742/6"), {"right": 0, "wrong": 0}
-    for seed in range(60):
-        ids, taught = demonstration(env, problem, Random(seed), 2, right_first=0.3, copy=0.4, right=0.3)
+    env, problem, seen = Environment(task, tokenizer), task.parse("8742/6"), {True: [], False: []}
+    for seed in range(90):
+        ids, taught = demonstration(env, problem, Random(seed), 2, 0.3, copy=0.4, right=0.3, slip=slip)
         assert len(ids) == len(taught)
         prompt, follow_up = tokenizer.user_turn("8742/6"), tokenizer.user_turn("check")
         assert ids[: len(prompt)] == prompt and not any(taught[: len(prompt)])
@@ -136,12 +140,12 @@ def test_demonstration_masks(tokenizer):
             assert stop == len(ids) or ids[stop : stop + 3] == follow_up and not any(taught[stop : stop + 3])
             start = stop + 3
         text, mask = turns[0]
-        kind = "right" if task.is_correct(problem, text) else "wrong"
-        seen[kind] += 1
-        untaught = 0 if kind == "right" else text.index("*") + 1
+        untaught = 0 if all(mask) else text.index("*") + 1
         assert mask == [False] * untaught + [True] * (len(mask) - untaught)
+        seen[task.is_correct(problem, text)].append(all(mask))
         assert all(all(mask) for _, mask in turns[1:])
-    assert min(seen.values()) > 5
+    assert all(seen[True]) and len(seen[True]) > 15
+    assert abs(sum(seen[False]) / len(seen[False]) - slip) < (0.2 if slip == 0.5 else 1e-9)
 
 
 def test_half_of_the_long_demonstrations_give_honest_feedback(tokenizer):
@@ -173,11 +177,13 @@ def test_of_an_imitated_dialogue_the_last_attempt_is_taught(tokenizer):
     assert tokenizer.decode([i for i, t in zip(ids, taught, strict=True) if t]) == "1457*6=8742=<|end|>"
 
 
-def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):
+@pytest.mark.parametrize("slip, times", [(0.0, 2), (1.0, 0)])
+def test_own_attempts_take_the_place_of_made_up_ones(tokenizer, slip, times):
+    """Its own answer with true working, then a copy. Slips stay made up."""
     env = Environment(load_task("division"), tokenizer)
-    ids, _ = demonstration(env, env.task.parse("8742/6"), Random(0), 2, 0.0, 1.0, 0.0, own="1444*6=9")
-    text = tokenizer.decode([i for i in ids if i < tokenizer.encoding.encode_single_token("<|user|>")])
-    assert text.count("1444*6=8664") == 2  # its own answer with true working, then a copy
+    problem = env.task.parse("8742/6")
+    ids, _ = demonstration(env, problem, Random(0), 2, 0.0, 1.0, 0.0, slip, own="1444*6=9")
+    assert tokenizer.decode(ids).count("1444*6=8664") == times
 
 
 def test_tokenizer(tokenizer):
@@ -204,7 +210,7 @@ def test_problems_that_are_none_are_refused(name, prompt):
 
 
 def test_unknown_task_and_too_few_problems_are_named():
-    with pytest.raises(ValueError, match="choose one of addition, countdown, division, gsm8k"):
+    with pytest.raises(ValueError, match="choose one of addition, calculator, countdown, division, gsm8k"):
         load_task("chess")
     with pytest.raises(ValueError, match="not 500: lower"):
         held_out_problems(load_task("division"), 1, 0, 500)
