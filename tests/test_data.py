@@ -3,28 +3,91 @@
 import re
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
-from data import Environment, held_out_problems, is_held_out, load_task, train_problems
+from data import (
+    Environment,
+    Problem,
+    demo_problems,
+    held_out_problems,
+    is_held_out,
+    load_task,
+    train_problems,
+)
 from data.demonstrations import demonstration, imitation
 from data.tokenizer import build_tokenizer
 
 TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2), ("words", 9)]
+TASKS += [("calculator", 4)]
+
+
+def prompts_of(problem, n: int) -> set[str]:
+    return {problem(i).prompt for i in range(n)}
 
 
 @pytest.mark.parametrize("name, size", TASKS)
 def test_training_and_held_out_problems_are_disjoint(name, size):
+    """By their numbers alone: another name in the same sum would not make it a new problem. Problem i depends
+    on the seed and on i, not on what was drawn before.
+    """
     task = load_task(name)
     held_out = held_out_problems(task, size, seed=5, n=200)
     assert len({p.prompt for p in held_out}) == 200 and all(is_held_out(p.prompt, 5) for p in held_out)
-    train = [train_problems(task, size, 5)(i) for i in range(2000)]
-    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
-    assert train[:50] == [
-        train_problems(task, size, 5)(i) for i in range(50)
-    ]  # by index, whatever was drawn before
     assert held_out == held_out_problems(task, size, 5, 200)
-    assert train[:50] != [train_problems(task, size, 6)(i) for i in range(50)]
+    of_rl, of_base = (make(task, size, 5) for make in (train_problems, demo_problems))
+    numbers = {re.sub(r"[A-Za-z]{2,}", "", p.prompt) for p in held_out}
+    for problem in (of_rl, of_base):
+        assert not numbers & {re.sub(r"[A-Za-z]{2,}", "", prompt) for prompt in prompts_of(problem, 2000)}
+    last_first = [train_problems(task, size, 5)(i) for i in reversed(range(200))]
+    assert last_first[::-1] == [of_rl(i) for i in range(200)]
+    for other in (train_problems(task, size, 6), of_base):
+        assert sum(other(i) == of_rl(i) for i in range(200)) < 20
+
+
+FILE = SimpleNamespace(read=lambda path, split: [Problem(f"{path} {i}", "") for i in range(40)])
+
+
+@pytest.mark.parametrize("task, n", [(load_task("division"), 40), (FILE, 0), (FILE, 30)])
+def test_rl_on_n_problems_sees_all_of_them_in_each_epoch_in_an_order_of_its_own(task, n):
+    """Whoever goes on in the middle of an epoch sees what an unbroken run would have seen."""
+    size, files = n or 40, dict(train_data="train", test_data="test") if task is FILE else {}
+    problem = train_problems(task, 2, 5, n, **files)
+    epochs = [[problem(size * epoch + i).prompt for i in range(size)] for epoch in range(3)]
+    assert all(len(set(epoch)) == size and set(epoch) == set(epochs[0]) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    again, other = (train_problems(task, 2, seed, n, **files) for seed in (5, 6))
+    assert [again(i).prompt for i in range(size + 7, 2 * size)] == epochs[1][7:]
+    assert [other(i).prompt for i in range(size)] != epochs[0]
+
+
+def test_problems_of_the_test_file_are_not_trained_on():
+    """Whatever the blanks in them."""
+
+    def read(path, split):
+        prompts = ["a b", "c", "d"] if split == "train" else ["a  b ", "d"]
+        return [Problem(prompt, "") for prompt in prompts]
+
+    problem = train_problems(SimpleNamespace(read=read), 0, 0, 0, "train", "test")
+    assert prompts_of(problem, 10) == {"c"}
+    with pytest.raises(ValueError, match="only 1 problems to train on: lower --train_n=2"):
+        train_problems(SimpleNamespace(read=read), 0, 0, 2, "train", "test")
+
+
+def test_the_base_does_not_see_the_n_problems_of_rl():
+    """It has all others that are not held out, and a ValueError where none is left."""
+    task = load_task("division")
+    all_there_are = prompts_of(demo_problems(task, 1, 5), 3000)  # 72 of size 1, less the held-out ones
+    of_rl = prompts_of(train_problems(task, 1, 5, 20), 20)
+    of_base = prompts_of(demo_problems(task, 1, 5, 20), 3000)
+    assert len(of_rl) == 20 and not of_rl & of_base and of_rl | of_base == all_there_are
+    with pytest.raises(
+        ValueError, match="no problem that is free for training: raise --size or lower --train_n"
+    ):
+        demo_problems(task, 1, 5, len(all_there_are))(0)
+    with pytest.raises(ValueError, match="lower --train_n"):
+        train_problems(task, 1, 5, len(all_there_are) + 1)
 
 
 @pytest.mark.parametrize("name, size", TASKS)
@@ -58,17 +121,15 @@ def test_honest_working_corrects_the_working_and_not_the_answer():
     assert countdown.honest(problem, "26") is None
 
 
-def test_demonstration_masks(tokenizer):
-    """Prompts are never taught; a wrong first answer is context, its working is taught; later turns are
-    taught whole.
+@pytest.mark.parametrize("slip", [0.0, 0.5, 1.0])
+def test_demonstration_masks(tokenizer, slip):
+    """Prompts are never taught; a wrong first answer is context, but for the share `slip`, its working is
+    taught; later turns are taught whole.
     """
     task, end = load_task("division"), tokenizer.end_id
-    problem = task.parse("8742/6")
-    seen = {"right": 0, "wrong": 0}
-    for seed in range(60):
-        ids, taught = demonstration(
-            Environment(task, tokenizer), problem, Random(seed), turns=2, right_first=0.3, copy=0.4, right=0.3
-        )
+    env, problem, seen = Environment(task, tokenizer), task.parse("8742/6"), {True: [], False: []}
+    for seed in range(90):
+        ids, taught = demonstration(env, problem, Random(seed), 2, 0.3, copy=0.4, right=0.3, slip=slip)
         assert len(ids) == len(taught)
         prompt, follow_up = tokenizer.user_turn("8742/6"), tokenizer.user_turn("check")
         assert ids[: len(prompt)] == prompt and not any(taught[: len(prompt)])
@@ -79,37 +140,31 @@ def test_demonstration_masks(tokenizer):
             assert stop == len(ids) or ids[stop : stop + 3] == follow_up and not any(taught[stop : stop + 3])
             start = stop + 3
         text, mask = turns[0]
-        kind = "right" if task.is_correct(problem, text) else "wrong"
-        seen[kind] += 1
-        untaught = 0 if kind == "right" else text.index("*") + 1
+        untaught = 0 if all(mask) else text.index("*") + 1
         assert mask == [False] * untaught + [True] * (len(mask) - untaught)
+        seen[task.is_correct(problem, text)].append(all(mask))
         assert all(all(mask) for _, mask in turns[1:])
-    assert min(seen.values()) > 5
+    assert all(seen[True]) and len(seen[True]) > 15
+    assert abs(sum(seen[False]) / len(seen[False]) - slip) < (0.2 if slip == 0.5 else 1e-9)
 
 
 def test_half_of_the_long_demonstrations_give_honest_feedback(tokenizer):
     task, end = load_task("division"), tokenizer.end_id
-    problem, verdicts, plain = task.parse("8742/6"), [], 0
+    env, problem, verdicts, plain = Environment(task, tokenizer), task.parse("8742/6"), [], 0
     for seed in range(60):
-        ids, taught = demonstration(
-            Environment(task, tokenizer), problem, Random(seed), turns=5, right_first=0.5, copy=0.4, right=0.3
-        )
+        ids, taught = demonstration(env, problem, Random(seed), 5, right_first=0.5, copy=0.4, right=0.3)
         stops = [0, *(i + 1 for i, token in enumerate(ids) if token == end)]
         turns = [tokenizer.decode(ids[a : b - 1]) for a, b in zip(stops, stops[1:], strict=False)]
         if not any("judge" in text for text in turns):
-            assert (
-                all(text.startswith("<|user|>check<|assistant|>") for text in turns[1:]) and len(turns) == 5
-            )
+            assert all(text.startswith("<|user|>check<|assistant|>") for text in turns[1:])
+            assert len(turns) == 5
             plain += 1
             continue
-        for attempt, verdict, begin, stop in zip(
-            turns[::2], turns[1::2], stops[1::2], stops[2::2], strict=False
-        ):
+        pairs = zip(turns[::2], turns[1::2], stops[1::2], stops[2::2], strict=False)
+        for attempt, verdict, begin, stop in pairs:
             right = task.is_correct(problem, attempt.split("<|assistant|>")[1])
             assert verdict == f"<|user|>judge<|assistant|>{'right' if right else 'wrong'}"
-            assert (
-                taught[begin:stop] == [False] * 3 + [True] * 2
-            )  # three tokens of markup and request, verdict and end
+            assert taught[begin:stop] == [False] * 3 + [True] * 2  # markup and request, verdict and end
             verdicts.append(right)
     assert 20 < plain < 40 and 20 < sum(verdicts) < len(verdicts) - 20
 
@@ -122,14 +177,13 @@ def test_of_an_imitated_dialogue_the_last_attempt_is_taught(tokenizer):
     assert tokenizer.decode([i for i, t in zip(ids, taught, strict=True) if t]) == "1457*6=8742=<|end|>"
 
 
-def test_own_attempts_take_the_place_of_made_up_ones(tokenizer):
-    task = load_task("division")
-    problem = task.parse("8742/6")
-    ids, taught = demonstration(
-        Environment(task, tokenizer), problem, Random(0), 2, 0.0, copy=1.0, right=0.0, own="1444*6=9"
-    )
-    text = tokenizer.decode([i for i in ids if i < tokenizer.encoding.encode_single_token("<|user|>")])
-    assert text.count("1444*6=8664") == 2  # its own answer with true working, then a copy
+@pytest.mark.parametrize("slip, times", [(0.0, 2), (1.0, 0)])
+def test_own_attempts_take_the_place_of_made_up_ones(tokenizer, slip, times):
+    """Its own answer with true working, then a copy. Slips stay made up."""
+    env = Environment(load_task("division"), tokenizer)
+    problem = env.task.parse("8742/6")
+    ids, _ = demonstration(env, problem, Random(0), 2, 0.0, 1.0, 0.0, slip, own="1444*6=9")
+    assert tokenizer.decode(ids).count("1444*6=8664") == times
 
 
 def test_tokenizer(tokenizer):
@@ -144,25 +198,19 @@ def test_tokenizer(tokenizer):
 @pytest.mark.parametrize(
     "name, prompt",
     [
-        ("division", "8742/0"),
-        ("division", "8743/6"),
-        ("division", "8742"),
-        ("division", "9" * 10**5 + "/3"),
-        ("division", "８/4"),
-        ("addition", "4+"),
-        ("multiplication", "2**9"),
-        ("countdown", "3,7:26"),
-        ("words", "Tom has 7 pens, gets 1, loses 9. How many now?"),
+        ("division", "8742/0"), ("division", "8743/6"), ("division", "8742"), ("division", "８/4"),
+        ("division", "9" * 10**5 + "/3"), ("addition", "4+"), ("multiplication", "2**9"),
+        ("countdown", "3,7:26"), ("words", "Tom has 7 pens, gets 1, loses 9. How many now?"),
         ("words", "Tom has 7 pens"),
     ],
-)
+)  # fmt: skip
 def test_problems_that_are_none_are_refused(name, prompt):
     with pytest.raises(ValueError, match="looks like"):
         load_task(name).parse(prompt)
 
 
 def test_unknown_task_and_too_few_problems_are_named():
-    with pytest.raises(ValueError, match="choose one of addition, countdown, division, gsm8k"):
+    with pytest.raises(ValueError, match="choose one of addition, calculator, countdown, division, gsm8k"):
         load_task("chess")
     with pytest.raises(ValueError, match="not 500: lower"):
         held_out_problems(load_task("division"), 1, 0, 500)
@@ -174,11 +222,8 @@ def test_the_task_of_the_documents_works_as_it_stands(tmp_path, monkeypatch):
     """
     import data
 
-    source = re.search(
-        r"```python\n(.*?)```",
-        (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8"),
-        re.S,
-    )[1]
+    text = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
+    source = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert "DIGITS_PER_TOKEN" in source and source.count("\n") <= 40
     (tmp_path / "reverse.py").write_text(source)
     monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path)])

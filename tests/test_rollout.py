@@ -233,15 +233,18 @@ def test_a_pass_of_each_width_is_recorded_once_and_gives_what_a_plain_one_gives(
     recorded, the tensors among it, and reads these tensors' numbers anew in each replay.
     """
     model, columns = small_gpt(n_kv_head=2, max_len=300), []
-    ids, counts = right_pad([[7] * 250, [5, 9] * 122, [8] * 3], 0, "cpu")
-    uniform = torch.rand(3, 12, dtype=torch.float64)
+    prompts, counts = right_pad([[7] * 250, [5, 9] * 122, [8] * 3], 0, "cpu")
+    plain, graphed = (KVCache(model.config, 3, 290) for _ in range(2))
+    uniform = torch.rand(2, 3, 12, dtype=torch.float64)
 
-    def caches():
-        for _ in range(2):
-            cache = KVCache(model.config, 3, 290)
-            hidden = model.hidden(ids, cache)[torch.arange(3), counts - 1]
+    def two_turns(cache, step):
+        cache.keep([0, 0, 0])
+        hidden = model.hidden(prompts, cache)[torch.arange(3), counts - 1]
+        for turn in range(2):
+            cache.keep((counts + turn).tolist())
+            yield sample_turn(model, cache, step, hidden, -1, 0.9, uniform[turn])
             cache.keep(counts.tolist())
-            yield cache, hidden
+            hidden = model.hidden(prompts[:, :1], cache)[:, 0]
 
     def record(run):
         columns.append(graphed.longest + 1)
@@ -256,13 +259,11 @@ def test_a_pass_of_each_width_is_recorded_once_and_gives_what_a_plain_one_gives(
         return SimpleNamespace(replay=replay), hidden
 
     monkeypatch.setattr(decode, "record", record)
-    (plain, hidden), (graphed, _) = caches()
-    expected = sample_turn(model, plain, lambda ids: model.hidden(ids, plain), hidden, -1, 0.9, uniform)
     step = decode.replayed(model, graphed)
-    assert torch.equal(sample_turn(model, graphed, step, hidden, -1, 0.9, uniform), expected)
-    assert columns == [256, 290]  # 250 to 255 tokens, then up to the cache's width
-    assert torch.allclose(graphed.data[..., :250, :], plain.data[..., :250, :], atol=1e-5)
-    assert torch.equal(graphed.lengths, plain.lengths) and graphed.longest == plain.longest == 261
+    expected = list(two_turns(plain, lambda ids: model.hidden(ids, plain)))
+    assert all(map(torch.equal, two_turns(graphed, step), expected))
+    assert columns == [256, 290]  # from 250 tokens on, then up to the cache's width
+    assert torch.allclose(graphed.data[..., :251, :], plain.data[..., :251, :], atol=1e-5)
     graphed.longest = 300
     with pytest.raises(ValueError, match="max_len=300"):
-        step(ids[:, :1])
+        step(prompts[:, :1])
