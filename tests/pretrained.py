@@ -7,6 +7,7 @@ import torch
 
 import train
 from engine.hf import save_pretrained
+from engine.report import FAILURES
 from model import GPT, GPTConfig
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -69,7 +70,7 @@ def write_qwen(folder: Path) -> None:
 
 
 SHORT = [
-    "--optimizer=adamw", "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8",
+    "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8",
     "--sample_batch=5", "--micro_batch=3", "--max_new=13", "--eval_n=6", "--save_every=2", "--show_every=2",
     "--log_every=1", "--device=cpu",
 ]  # fmt: skip
@@ -84,7 +85,8 @@ def train_here(monkeypatch, *words) -> None:
 
 def even_length(task, problems, texts, ended):
     """In place of `correctness`, so that a random model has both outcomes: is a text's length even?"""
-    return torch.tensor([[len(text) % 2 == 0 for text in row] for row in texts]), {}
+    correct = torch.tensor([[len(text) % 2 == 0 for text in row] for row in texts])
+    return correct, dict.fromkeys(FAILURES, 0.0)
 
 
 @torch.no_grad()
