@@ -183,8 +183,8 @@ def overridden(c: Settings, o: EvalOptions, path: str | Path) -> Settings:
     """
     task = o.task or c.task
     require(o.task or not Path(path).is_dir(), f"{path} has no task: give --task=NAME")
-    require(task == c.task or not is_toy(c), f"{path} has learned --task={c.task} alone: leave out --task")
     reads_files = hasattr(load_task(task), "read")
+    require(task == c.task or not is_toy(c), f"{path} has learned --task={c.task} alone: leave out --task")
     require(o.test_data or c.test_data or not reads_files, f"task={task} reads a file: give --test_data=FILE")
     test = o.test_data or (c.test_data if reads_files else "")
     max_new = o.max_new or c.max_new

@@ -171,7 +171,7 @@ def stopped_run(folder: Path, Config: type, stages_of) -> tuple[Settings, dict]:
     with reading(record, "the settings of a stopped run"):
         recorded, settings = json.loads(record.read_text(encoding="utf-8")) | here, dataclasses.asdict(c)
     for name in recorded | settings:
-        values = f"{record} says {name}={recorded.get(name)!r}, last.pt {settings.get(name)!r}"
+        values = f"{record} says {name}={recorded.get(name)!r}, {path} {settings.get(name)!r}"
         same = recorded.get(name) == settings.get(name)
         require(same, f"{values}: a run goes on with the settings it began with, so put them back")
     with reading(path, "the state of a stopped run"):

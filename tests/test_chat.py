@@ -6,10 +6,10 @@ import sys
 import pytest
 
 import eval as evaluation
-from data import load_task
 from data.division import parse
 from engine import chat
 from engine.checkpoints import checkpoint_of, save
+from rollout import Rollout
 from train import Config
 
 C = Config(size=2, max_new=6)
@@ -42,21 +42,28 @@ def test_the_attempts_are_those_of_the_evaluation(talk, small_gpt):
     assert attempts_in(shown) == expected[:4]
 
 
-def test_attempts_are_marked(talk, monkeypatch):
-    monkeypatch.setattr(chat, "written", lambda model, ids, *args: iter(written))
-    tokenizer = chat.make_environment(C, training=False).tokenizer
-    written = tokenizer.encode("12*8")
-    assert "attempt 1: 12*8   (right)" in talk("96/8")
-    written = tokenizer.encode("13*8")
-    assert "attempt 1: 13*8   (wrong)" in talk("96/8")
-    written = tokenizer.encode("12*8=9")  # as many tokens as there may be: it did not end
-    assert "attempt 1: 12*8=9   (wrong: it was cut off)" in talk("96/8")
+@pytest.mark.parametrize(
+    "text, ended, mark",
+    [("12*8", True, "right"), ("13*8", True, "wrong"), ("12*8=9", False, "wrong: it was cut off")],
+)
+def test_attempts_are_marked(text, ended, mark, talk, monkeypatch):
+    real = chat.sample_dialogues
+
+    def sample(*args) -> Rollout:
+        rollout = real(*args)
+        rollout.texts[0][0], rollout.ended[0, 0] = text, ended
+        return rollout
+
+    monkeypatch.setattr(chat, "sample_dialogues", sample)
+    assert f"attempt 1: {text}   ({mark})\n" in talk("96/8")
 
 
-def test_what_is_no_problem_leaves_the_dialogue_as_it_is(talk):
-    with_noise = talk("", "96/8", "hello", "1/0", "")
-    assert with_noise.count("a division problem looks like") == 2
-    assert attempts_in(with_noise)[-1] == attempts_in(talk("96/8", ""))[-1]
+@pytest.mark.parametrize("line", ["hello", "1/0", "2526/6"])
+def test_what_is_no_problem_for_the_model_is_said_and_enter_does_not_go_on_with_the_one_before(line, talk):
+    shown = talk("", "96/8", line, "", "", "48/4")
+    assert ("a division problem looks like" in shown) == (line != "2526/6")
+    assert ("beyond the problems that the model has learned" in shown) == (line == "2526/6")
+    assert attempts_in(shown) == attempts_in(talk("96/8")) + attempts_in(talk("48/4"))
 
 
 def test_a_full_dialogue_says_so_and_goes_on(talk):
@@ -66,22 +73,19 @@ def test_a_full_dialogue_says_so_and_goes_on(talk):
 
 
 def test_a_temperature_samples(talk):
-    sampled = {talk("96/8", "", options=(f"--temperature={t}",)) for t in (0.7, 1.0, 2.0)}
-    assert len(sampled) == 3
+    assert len({talk("96/8", "", options=(f"--temperature={t}",)) for t in (0.7, 1.0, 2.0)}) == 3
 
 
-def test_tasks_that_can_not_judge_a_typed_problem_show_no_mark():
-    environment = chat.make_environment(C, training=False)._replace(task=load_task("gsm8k"))
-    problem = chat.posed(environment, "How many?")
-    assert problem.prompt == "How many?"
-    assert chat.mark(environment, problem, "7", was_cut_off=False) == ""
+def test_a_closed_keyboard_is_one_line(talk, monkeypatch):
+    monkeypatch.setattr(chat.sys, "stdin", None)
+    with pytest.raises(ValueError, match="its input is closed"):
+        chat.chat(None, C, 0.0)
 
 
-def test_only_a_terminal_gets_colours(monkeypatch):
-    environment = chat.make_environment(C, training=False)
-    assert chat.mark(environment, parse("96/8"), "12*8=96=", False) == "   (right)"
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert chat.mark(environment, parse("96/8"), "12*8=96=", False) == "   \033[32m(right)\033[0m"
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert chat.mark(environment, parse("96/8"), "12*8=96=", False) == "   (right)"
+def test_tasks_that_can_not_judge_a_typed_problem_show_no_mark(qwen, monkeypatch, capsys):
+    words = ["--chat", "--task=gsm8k", f"--test_data={qwen}/config.json", "--max_new=60", "--device=cpu"]
+    monkeypatch.setattr(sys, "argv", ["eval.py", str(qwen), *words])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("How many?\n"))
+    evaluation.main()
+    shown = capsys.readouterr().out
+    assert "attempt 1: " in shown and "(right)" not in shown and "(wrong)" not in shown

@@ -2,18 +2,20 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from engine.log import FAILURES
+from run_files import even
 
 import eval as evaluation
 from data import Problem, is_held_out, load_task, train_problems
 from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
-from engine.report import metrics_text, write_report
+from engine.report import FAILURES, metrics_text, save_transcripts, write_report
 from eval import drift, edit_distance_ratio, evaluate, report, self_correction_metrics, swap_test
 from train import Config, load_model
 
@@ -87,11 +89,11 @@ def test_edit_distance_ratio():
 
 
 def says(texts: list[list[str]], asked: list | None = None):
-    """Stands in for `sample_many`: the dialogues are these. What it was asked goes into `asked`."""
+    """Stands in for `sample_dialogues`: the dialogues are these. What it was asked goes into `asked`."""
 
-    def sample(model, env, prompts, requests, c, temperature, generator):
+    def sample(model, tokenizer, prompts, requests, max_new, temperature, *rest):
         if asked is not None:
-            decode = env.tokenizer.decode
+            decode = tokenizer.decode
             asked.append(([decode(p) for p in prompts], [decode(r) for r in requests], temperature))
         ended = torch.ones(len(texts), len(texts[0]), dtype=torch.bool)
         return SimpleNamespace(texts=texts, ended=ended)
@@ -100,19 +102,15 @@ def says(texts: list[list[str]], asked: list | None = None):
 
 
 @pytest.fixture
-def even(monkeypatch):
-    """A small model is never right. An even sum of an attempt's characters stands for it."""
-
-    def judge(task, problems, texts, ended):
-        return torch.tensor([[sum(map(ord, text)) % 2 == 0 for text in row] for row in texts]), {}
-
-    monkeypatch.setattr(evaluation, "correctness", judge)
+def even_sums(monkeypatch):
+    """A small model is never right."""
+    monkeypatch.setattr(evaluation, "correctness", even)
 
 
 def test_metrics_of_given_dialogues(monkeypatch):
-    """A copy is no change, however right or wrong; edit distances are means over the problems."""
+    """A copy is no change, however right or wrong."""
     texts = [["1457*6", "1457*6"], ["1457", "1467"], ["12", "34"], ["12", "1457"]]
-    monkeypatch.setattr(evaluation, "sample_many", says(texts))
+    monkeypatch.setattr(evaluation, "sample_dialogues", says(texts))
     problems = [Problem("8742/6", "1457")] * 4
     metrics, transcripts = evaluate(no_model(), C, problems)
     assert metrics["acc"] == [metrics["acc_t1"], metrics["acc_t2"]] == [0.5, 0.5]
@@ -128,7 +126,7 @@ def no_model():
 
 def test_feedback_is_asked_for_and_is_no_attempt(monkeypatch):
     asked, problems = [], [Problem("8742/6", "1457")]
-    monkeypatch.setattr(evaluation, "sample_many", says([["12", "wrong", "1457", "right", "13"]], asked))
+    monkeypatch.setattr(evaluation, "sample_dialogues", says([["12", "wrong", "1457", "right", "13"]], asked))
     metrics, transcripts = evaluate(no_model(), C, problems, turns=3, feedback=True)
     requests = [f"<|user|>{word}<|assistant|>" for word in ("judge", "check", "judge", "check")]
     assert asked == [(["<|user|>8742/6<|assistant|>"], requests, 0.0)]
@@ -137,7 +135,7 @@ def test_feedback_is_asked_for_and_is_no_attempt(monkeypatch):
 
 def test_a_given_attempt_is_repaired(monkeypatch):
     asked, problems = [], [Problem("8742/6", "1457", given="1447*6")]
-    monkeypatch.setattr(evaluation, "sample_many", says([["1457"]], asked))
+    monkeypatch.setattr(evaluation, "sample_dialogues", says([["1457"]], asked))
     metrics, transcripts = evaluate(no_model(), C, problems, turns=2)
     prompt = "<|user|>8742/6<|assistant|>1447*6<|end|><|user|>check<|assistant|>"
     assert asked == [([prompt], [], 0.0)]
@@ -154,7 +152,7 @@ def test_evaluation_is_greedy_unless_a_temperature_is_given(small_gpt):
     assert texts() == texts(temperature=1e-4) != texts(temperature=1.0) == texts(temperature=1.0)
 
 
-def test_evaluation_disturbs_nothing(small_gpt, even):
+def test_evaluation_disturbs_nothing(small_gpt, even_sums):
     """Neither torch's random numbers nor the model's weights change, nor do they want gradients."""
     model, base, problems = small_gpt(), small_gpt(dim=16), held_out_of(C, 12)
     before = {name: p.clone() for name, p in model.state_dict().items()}
@@ -193,51 +191,30 @@ def test_swap_test_of_a_model_that_repeats_what_it_reads(monkeypatch):
     """Its turn 2 is as right as the attempt that stands in turn 1. It must be asked greedily."""
     temperatures = []
 
-    def repeat(model, env, prompts, requests, c, temperature, generator):
+    def repeat(model, tokenizer, prompts, requests, max_new, temperature, *rest):
         temperatures.append(temperature)
-        said = [
-            env.tokenizer.decode(p).split("<|assistant|>")[1].removesuffix("<|end|><|user|>check")
-            for p in prompts
-        ]
-        return SimpleNamespace(
-            texts=[[text] for text in said], ended=torch.ones(len(said), 1, dtype=torch.bool)
-        )
+        heads = [tokenizer.decode(p).removesuffix("<|end|><|user|>check<|assistant|>") for p in prompts]
+        texts = [[head.split("<|assistant|>")[1]] for head in heads]
+        return SimpleNamespace(texts=texts, ended=torch.ones(len(texts), 1, dtype=torch.bool))
 
-    monkeypatch.setattr(evaluation, "sample_many", repeat)
-    own = [
-        ("84/6", "14*6=84=", True),
-        ("96/8", "13*8=104>", False),
-        ("75/5", "25*5=1", False),
-        ("52/4", "1", False),
-    ]
+    monkeypatch.setattr(evaluation, "sample_dialogues", repeat)
+    own = [("84/6", "14*6=84=", True), ("96/8", "13*8=104>", False)]
+    own += [("75/5", "25*5=1", False), ("52/4", "1", False)]
     task = load_task("division")
     swap = swap_test(no_model(), C, [(task.parse(p), [text, ""], [right, False]) for p, text, right in own])
-    means = {
-        "own": 0.25,
-        "other": 0.0,
-        "wrong": 0.0,
-        "near": 0.0,
-        "right": 1.0,
-        "checked": 0.25,
-        "true_checks": 0.5,
-    }
-    assert swap["all"] == {"n": 4, **means}
-    wrong = {
-        "own": 0.0,
-        "other": 0.0,
-        "wrong": 0.0,
-        "near": 0.0,
-        "right": 1.0,
-        "checked": 0.0,
-        "true_checks": 1 / 3,
-    }
-    assert swap["wrong_first"] == {"n": 3, **{name: pytest.approx(value) for name, value in wrong.items()}}
+    zero = dict(other=0.0, wrong=0.0, near=0.0)
+    assert swap["all"] == {"n": 4, "own": 0.25, **zero, "right": 1.0, "checked": 0.25, "true_checks": 0.5}
+    third = pytest.approx(1 / 3)
+    assert swap["wrong_first"] == {
+        "n": 3, "own": 0.0, **zero, "right": 1.0, "checked": 0.0, "true_checks": third,
+    }  # fmt: skip
     assert set(temperatures) == {0.0}
 
 
-def test_training_problems_are_different_ones_that_training_draws():
-    found = [p.prompt for p in training_problems_of(C, 40)]
-    drawn = {make_environment(C).problem(i).prompt for i in range(120)}
+@pytest.mark.parametrize("of_base", [False, True])
+def test_training_problems_are_different_ones_that_training_draws(of_base):
+    found, env = [p.prompt for p in training_problems_of(C, 40, of_base)], make_environment(C)
+    drawn = {(env.demo_problem if of_base else env.problem)(i).prompt for i in range(120)}
     assert len(set(found)) == 40 and set(found) <= drawn
     assert not any(is_held_out(prompt, C.seed) for prompt in found)
 
@@ -247,8 +224,8 @@ def test_the_report_shows_the_figures_that_were_found(tmp_path):
     names = ("acc_t1", "acc_t2", "delta", "i_to_c", "c_to_i", "fix_rate", "change_rate")
     found = {name: 0.1 * i for i, name in enumerate(names, 1)}
     found |= {"se": {name: 0.01 * i for i, name in enumerate(names, 1)}, "n": 50, "acc": [0.1, 0.2, 0.25]}
-    found |= dict.fromkeys(FAILURES, 0.0)
-    sampled = {**found, "delta": -0.3, "fix_rate": math.nan}
+    found |= {name: 0.1 * i for i, name in enumerate(FAILURES)}
+    sampled = {**found, "delta": -0.3, "fix_rate": math.nan, **dict.fromkeys(FAILURES, 0.99)}
     swap = {
         "all": {"n": 50, "own": 0.9, "other": 0.8},
         "wrong_first": {"n": 45, "own": 0.125, "other": 0.0625},
@@ -263,6 +240,7 @@ def test_the_report_shows_the_figures_that_were_found(tmp_path):
     assert f"| stage2 | greedy | {cells} |" in text and f"| stage2 | greedy, training | {cells} |" in text
     assert "| stage2 | sampled | 10.0 ± 1.0 | 20.0 ± 2.0 | -30.0 ± 3.0 |" in text
     assert "| stage2 | 45 | 12.5 | 6.2 | 0.38 |" in text and "| stage2 | 10.0 | 20.0 | 25.0 |" in text
+    assert "| stage2 | 0.0 | 10.0 | 20.0 | 30.0 |" in text  # the greedy attempts without an answer
     assert "Training took 3.0 minutes" in text and "84/6   13*6 (wrong)   14*6 (right)" in text
     kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert kept["stage2"]["sampled"]["fix_rate"] is None and kept["stage2"]["greedy"]["n"] == 50
@@ -273,8 +251,27 @@ def test_one_attempt_has_no_second_one_in_its_figures():
     assert "Acc@t1   25.0 %" in shown and "Acc@t2" not in shown
 
 
+def test_a_broken_matplotlib_does_not_cost_the_report(tmp_path, monkeypatch, capsys):
+    """`report_text` is tested above. Here the import of the picture's module fails in any way."""
+    rows = [{"stage": "stage1", "step": 1, "seconds": 1.0, "acc_t1": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]))
+    monkeypatch.setattr("engine.report.report_text", lambda *args: f"picture: {args[-1]!r}")
+    for error in (ImportError("no matplotlib"), RuntimeError("numpy is of another version")):
+        broken = SimpleNamespace(draw=Mock(side_effect=error))
+        monkeypatch.setitem(sys.modules, "engine.pictures", broken)
+        write_report(tmp_path, C, {}, [])
+        assert (tmp_path / "report.md").read_text() == "picture: ''"
+        assert f"no picture ({error})" in capsys.readouterr().out
+
+
+def test_saved_transcripts_have_all_attempts(tmp_path):
+    save_transcripts(tmp_path / "rows", [(Problem("84/6", "14"), ["13*6", "14*6"], [False, True])])
+    row = {"prompt": "84/6", "answer": "14", "attempts": ["13*6", "14*6"], "right": [False, True]}
+    assert json.loads((tmp_path / "rows").read_text(encoding="utf-8")) == row
+
+
 def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(
-    small_gpt, even, tmp_path, monkeypatch, capsys
+    small_gpt, even_sums, tmp_path, monkeypatch, capsys
 ):
     models = {"base": small_gpt(), "stage1": small_gpt(n_kv_head=2), "stage2": small_gpt(dim=16)}
     for name, model in models.items():
@@ -294,14 +291,9 @@ def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(
     for name, model in models.items():
         greedy, transcripts = evaluate(model, C, problems, turns=5)
         sampled, _ = evaluate(model, C, problems, temperature=1.0)
-        assert (
-            results[name]["greedy"]["acc"]
-            == greedy["acc"]
-            != sampled["acc"]
-            == results[name]["sampled"]["acc"]
-        )
-        practised, _ = evaluate(model, C, training_problems_of(C, C.eval_n))
-        assert results[name]["training"]["acc"] == practised["acc"]
+        practised, _ = evaluate(model, C, training_problems_of(C, C.eval_n, name == "base"))
+        found = [results[name][how]["acc"] for how in ("greedy", "sampled", "training")]
+        assert found == [greedy["acc"], sampled["acc"], practised["acc"]] and found[0] != found[1]
         assert results[name]["swap"]["all"] == swap_test(model, C, transcripts)["all"]
         assert results[name]["drift_kl"] == pytest.approx(drift(model, models["base"], C, problems), abs=1e-5)
     assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 0.1

@@ -10,41 +10,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from run_files import metrics, same, weights
+from run_files import even, metrics, same, weights
 from scripts import finish, script, start
 
 import train
 from data import held_out_problems, load_task, train_problems
-from data.demonstrations import read_traces
-from engine.build import make_environment, pick_device
+from engine import supervised
+from engine.build import pick_device
 from engine.checkpoints import load, save
 from engine.presets import PRESETS
-from engine.settings import parse_args
 from eval import evaluate, swap_test
 from train import Config, load_model
 
 TINY = [
-    "--size=2",
-    "--n_layer=1",
-    "--dim=32",
-    "--base_steps=6",
-    "--base_batch=8",
-    "--stage1_steps=5",
-    "--stage2_steps=5",
-    "--batch=16",
-    "--micro_batch=5",
-    "--save_every=2",
-    "--log_every=2",
-    "--eval_n=20",
-    "--device=cpu",
-]
+    "--size=2", "--base_steps=6", "--base_batch=8", "--stage1_steps=5", "--stage2_steps=5", "--batch=16",
+    "--micro_batch=5", "--save_every=2", "--log_every=2", "--eval_n=20", "--device=cpu",
+]  # fmt: skip
+SIZES = ["--n_layer=1", "--dim=32"]
 
 
 def run_here(tmp_path, monkeypatch, name, *extra):
     """train.py in this process, quietly, without its report."""
-    monkeypatch.setattr(
-        sys, "argv", ["train.py", *TINY, f"--out={tmp_path}", f"--name={name}", "--report=false", *extra]
-    )
+    sizes = [] if any("--init" in word for word in extra) else SIZES
+    words = [*TINY, *sizes, f"--out={tmp_path}", f"--name={name}", "--report=false", *extra]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
     train.main()
     return tmp_path / name
 
@@ -53,68 +42,33 @@ def run_here(tmp_path, monkeypatch, name, *extra):
 def test_smoke_preset_and_report(tmp_path):
     done = script("train.py", "--preset=smoke", f"--out={tmp_path}", "--device=cpu", "--n_layer=1")
     assert done.returncode == 0, done.stderr
-    assert "n_layer = 1" in done.stdout and "steps/s  ETA" in done.stdout and "KL" in done.stdout
+    assert "steps/s  ETA" in done.stdout and "KL" in done.stdout
     assert done.stdout.count("(wrong)") > 3  # transcripts
     folder = tmp_path / "smoke"
-    files = {path.name for path in folder.iterdir()}
-    wanted = {
-        "config.json",
-        "metrics.jsonl",
-        "base.pt",
-        "stage1.pt",
-        "stage2.pt",
-        "last.pt",
-        "results.json",
-        "report.md",
-    }
-    assert wanted <= files
+    names = (
+        "config.json metrics.jsonl base.pt stage1.pt stage2.pt last.pt results.json report.md training.png"
+    )
+    assert {path.name for path in folder.iterdir()} == set(names.split())
     assert json.loads((folder / "config.json").read_text())["n_layer"] == 1
     assert len(metrics(folder)) == 80
     results = json.loads((folder / "results.json").read_text())
-    keys = {"acc_t1", "acc_t2", "delta", "i_to_c", "c_to_i", "fix_rate", "change_rate"}
     assert list(results) == ["base", "stage1", "stage2"]
     for result in results.values():
-        for decoding in ("greedy", "sampled"):
-            m = result[decoding]
-            assert keys | {"n", "se"} <= m.keys() and m["se"].keys() == keys and m["n"] == 50
-            assert (
-                m["delta"]
-                == pytest.approx(m["acc_t2"] - m["acc_t1"])
-                == pytest.approx(m["i_to_c"] - m["c_to_i"])
-            )
+        for m in (result["greedy"], result["sampled"], result["training"]):
+            assert m["n"] == 50 and m["delta"] == pytest.approx(m["acc_t2"] - m["acc_t1"])
         assert len(result["greedy"]["acc"]) == 5
         assert {"own", "wrong", "near", "other", "right", "n"} <= result["swap"]["wrong_first"].keys()
     assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 1e-4
     report = (folder / "report.md").read_text()
-    assert "| stage2 | greedy |" in report and "Does turn 2 read turn 1?" in report
+    assert "| stage2 | greedy |" in report and "](training.png)" in report
 
     checkpoint = folder / "stage2.pt"
-    shown = script("eval.py", checkpoint, "--show=3", "--turns=3", "--n=20")
-    assert (
-        shown.returncode == 0 and "Acc@t1" in shown.stdout and "accuracy after each attempt" in shown.stdout
-    )
-    assert "truncated" not in shown.stdout
+    shown = script("eval.py", checkpoint, "--show=3", "--turns=3", "--n=20").stdout
+    assert "Acc@t1" in shown and "accuracy after each attempt" in shown and "truncated" not in shown
     cut_off = script("eval.py", checkpoint, "--n=20", "--max_new=1").stdout
     assert "truncated 100.0 %" in cut_off and "one standard error" in cut_off
-    as_json = json.loads(script("eval.py", checkpoint, "--json", "--n=20", "--temperature=1").stdout)
-    assert as_json["n"] == 20
-    posed = script("eval.py", checkpoint, "--problem=84/6")
-    assert posed.returncode == 0 and "84/6" in posed.stdout and posed.stdout.count("(") == 2
-    for args, words in [
-        ((checkpoint, "--problem=85/6"), "looks like 2526/6"),
-        ((checkpoint, "--n=100000"), "lower --eval_n (--n of eval.py)"),
-        ((checkpoint, "--turns=0"), "turns=0: it must be 1 or more"),
-        ((checkpoint, "--turns=500"), "max_len"),
-        ((checkpoint, "--temperature=-1"), "temperature=-1.0: it must be 0 or more"),
-        ((folder / "report.md",), "is not a checkpoint of train.py: give a .pt file"),
-        ((folder / "stage9.pt",), "no checkpoint"),
-        ((tmp_path,), "no checkpoint"),
-    ]:
-        failed = script("eval.py", *args)
-        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (
-            args,
-            failed.stderr,
-        )
+    posed = script("eval.py", checkpoint, "--problem=84/6").stdout
+    assert "84/6" in posed and posed.count("(") == 2
 
 
 @pytest.mark.slow
@@ -141,19 +95,14 @@ def test_a_start_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys)
     assert not (tmp_path / "refused").exists()
 
 
-def test_a_run_may_make_the_base_alone(tmp_path, monkeypatch, capsys):
-    folder = run_here(tmp_path, monkeypatch, "base", "--stage1_steps=0", "--stage2_steps=0")
-    assert (folder / "base.pt").exists() and len(metrics(folder)) == 6
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("rows, end", [(1, "SIGTERM"), (3, "SIGKILL"), (9, "SIGHUP"), (14, "SIGKILL")])
+@pytest.mark.parametrize("rows, end", [(3, "SIGTERM"), (9, "SIGHUP"), (14, "SIGKILL")])
 def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, capsys, rows, end):
     """A real process is killed in each stage and goes on in another: weights, optimiser and metrics bit
     for bit.
     """
     whole = run_here(tmp_path, monkeypatch, "whole")
-    process = start("train.py", *TINY, f"--out={tmp_path}", "--name=killed", "--report=false")
+    process = start("train.py", *TINY, *SIZES, f"--out={tmp_path}", "--name=killed", "--report=false")
     log = tmp_path / "killed" / "metrics.jsonl"
     while not (log.exists() and len(log.read_text().splitlines()) >= rows):
         assert process.is_alive(), "the run ended before it could be killed"
@@ -172,78 +121,49 @@ def test_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
-    """Offline first attempts, interleaved stages, RLOO by problem, gamma: each changes the run, none breaks
-    it.
+    """Offline first attempts, RLOO by problem, gamma: each changes the run, none breaks it.
 
     A base of six steps is never right, and without a reward a policy that is still its reference has a
     gradient of exactly 0.
     """
-
-    def even(task, problems, texts, ended):
-        return torch.tensor([[sum(map(ord, text)) % 2 == 0 for text in row] for row in texts]), {}
-
     monkeypatch.setattr(train, "correctness", even)
-    plain = weights(run_here(tmp_path, monkeypatch, "plain") / "stage2.pt")
-    start, traces = f"--init={tmp_path}/plain/base.pt", tmp_path / "traces.jsonl"
-    problem = train_problems(load_task("division"), 2, 0)(0)
+    base = weights(run_here(tmp_path, monkeypatch, "plain") / "base.pt")
+    plain = weights(tmp_path / "plain" / "stage2.pt")
+    traces, problem = tmp_path / "traces.jsonl", train_problems(load_task("division"), 2, 0)(0)
     traces.write_text(json.dumps({"prompt": problem.prompt, "attempts": ["12*6=72<", "14*6=84="]}) + "\n")
     for name, option in [
-        ("offline", ["--offline_share=0.5"]),
-        ("all_offline", ["--offline_share=1"]),
-        ("woven", ["--interleave=5"]),
+        ("offline", ["--offline_first"]),
         ("rloo", ["--baseline=rloo", "--samples_per_problem=4"]),
         ("gamma", ["--gamma=0.5"]),
         ("single", ["--stage2_weight2=0", "--alpha=0"]),
+        ("few", ["--train_n=4"]),
         ("three", ["--turns=3"]),
         ("imitate", [f"--imitate={traces}", "--imitate_steps=3", "--keep_every=2"]),
     ]:
-        folder = run_here(tmp_path, monkeypatch, name, start, *option)
+        folder = run_here(tmp_path, monkeypatch, name, f"--init={tmp_path}/plain/base.pt", *option)
         assert not same(weights(folder / "stage2.pt"), plain), name
-        assert same(weights(folder / "base.pt"), weights(tmp_path / "plain" / "base.pt"))
+        assert same(weights(folder / "base.pt"), base)
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["n_layer"], config["n_head"], config["dim"]) == (1, 4, 32)  # those of its base
     three = metrics(tmp_path / "three")
     assert [row["stage"] for row in three] == ["stage1"] * 5 + ["stage1b"] * 5 + ["stage2"] * 5
-    assert "kl_t3" not in three[4] and three[5]["kl_t3"] == pytest.approx(
-        0, abs=1e-6
-    )  # 1(b) begins at its reference
-    assert (
-        three[9]["acc_t3"] >= 0 and three[10]["kl_t1"] > 1e-6
-    )  # Stage II is measured against the base again
+    assert "kl_t3" not in three[4]
+    assert three[5]["kl_t3"] == pytest.approx(0, abs=1e-6)  # 1(b) begins at its reference
+    assert three[10]["kl_t1"] > 1e-6  # Stage II is measured against the base again
     losses = [row["loss"] for row in metrics(tmp_path / "imitate") if row["stage"] == "imitate"]
     assert len(losses) == 3 and losses[2] < losses[0]  # the only trace is learned
     kept = {"imitate.pt", "imitate-2.pt", "stage1-2.pt", "stage1-4.pt", "stage2-4.pt"}
     assert kept <= {path.name for path in (tmp_path / "imitate").iterdir()}
-    assert not same(
-        weights(tmp_path / "imitate" / "imitate-2.pt"), weights(tmp_path / "imitate" / "imitate.pt")
-    )
+    after = [weights(tmp_path / "imitate" / f"{name}.pt") for name in ("imitate-2", "imitate")]
+    assert not same(*after)
 
 
-@pytest.mark.slow
-def test_a_file_to_imitate_must_hold_dialogues_on_training_problems(tmp_path, monkeypatch):
-    task, path = load_task("division"), tmp_path / "traces.jsonl"
-    fine = {"prompt": train_problems(task, 2, 0)(0).prompt, "attempts": ["14*6"]}
-    c = Config(imitate=str(path))
-    env = make_environment(c)
-    path.write_text(json.dumps(fine))
-    assert len(read_traces(c, env)) == 1
-    held_out = held_out_problems(task, 2, 0, 1)[0].prompt
-    for row, words in [
-        ({"prompt": "84/6"}, "no field 'attempts'"),
-        ({"prompt": "84/6", "attempts": []}, "not empty"),
-        ({"prompt": 1, "attempts": ["1"]}, "must be a text"),
-        ({"prompt": held_out, "attempts": ["14*6"]}, "is a held-out problem"),
-    ]:
-        path.write_text(f"{json.dumps(fine)}\n{json.dumps(row)}\n")
-        with pytest.raises(ValueError, match=words) as error:
-            read_traces(c, env)
-        assert "row 2: " in str(error.value)
-    long = json.dumps({**fine, "attempts": ["1" * 400]})
-    for rows, words in [(path.read_text(), "held-out"), (long, "a dialogue of 408 tokens")]:
-        path.write_text(rows)
-        failed = script("train.py", *TINY, f"--out={tmp_path}", f"--imitate={path}")
-        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (
-            failed.stderr
-        )
-        assert not (tmp_path / "default").exists()
+def test_a_dialogue_to_imitate_must_fit_into_the_model(tmp_path, monkeypatch):
+    path, prompt = tmp_path / "traces.jsonl", train_problems(load_task("division"), 2, 0)(0).prompt
+    path.write_text(json.dumps({"prompt": prompt, "attempts": ["1" * 400]}))
+    with pytest.raises(ValueError, match="a dialogue of 408 tokens"):
+        run_here(tmp_path, monkeypatch, "long", f"--imitate={path}")
+    assert not (tmp_path / "long").exists()
 
 
 @pytest.mark.slow
@@ -252,19 +172,10 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
     need not.
     """
     model, c = load_model(run_here(tmp_path, monkeypatch, "run", "--base_steps=60") / "base.pt", "cpu")
-    # So small a model is never right; the parity of an attempt's length stands for it and tells attempts
-    # apart.
-    monkeypatch.setattr(
-        "eval.correctness",
-        lambda task, problems, texts, ended: (
-            torch.tensor([[len(t) % 2 == 0 for t in r] for r in texts]),
-            {},
-        ),
-    )
+    # So small a model is never right.
+    monkeypatch.setattr("eval.correctness", even)
     _, transcripts = evaluate(model, c, held_out_problems(load_task(c.task), c.size, c.seed, 200))
-    whole = [
-        t for t in transcripts if len(t[1][0]) < c.max_new and "<" not in t[1][0] and "check" not in t[1][0]
-    ]
+    whole = [t for t in transcripts if len(t[1][0]) < c.max_new and not {"<", "c"} & set(t[1][0])]
     second = sum(right[1] for _, _, right in whole) / len(whole)
     assert len(whole) > 20 and 0 < second < 1
     swap = swap_test(model, c, whole)
@@ -286,20 +197,14 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
     assert with_false["checked"] == with_true["checked"] == with_true["own"] != with_false["own"]
 
 
-def test_a_report_on_more_problems_than_there_are_is_refused_before_the_training(tmp_path):
-    done = script("train.py", *TINY, f"--out={tmp_path}", "--eval_n=500")
-    assert done.returncode == 1 and "not 500: lower --eval_n" in done.stderr
-    assert not (tmp_path / "default" / "base.pt").exists()
-
-
 def test_an_infinite_loss_stops_the_run_and_keeps_the_last_state(tmp_path, monkeypatch, capsys):
-    real, calls = train.supervised_loss, []
+    real, calls = supervised.supervised_loss, []
 
     def explode(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) > 8 else 1)  # two micro-batches a step: in step 5
 
-    monkeypatch.setattr(train, "supervised_loss", explode)
+    monkeypatch.setattr(supervised, "supervised_loss", explode)
     with pytest.raises(FloatingPointError, match=r"the loss is nan .* at step 5 of base: start anew"):
         run_here(tmp_path, monkeypatch, "nan")
     state = load(tmp_path / "nan" / "last.pt")
@@ -320,17 +225,6 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     assert load(path)["model"]["w"].tolist() == [1, 1]
 
 
-def test_a_checkpoint_is_never_unpickled(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "owned"),))
-
-    torch.save({"config": Evil(), "gpt": {}, "model": {}}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="is not a checkpoint"):
-        load(tmp_path / "evil.pt")
-    assert not (tmp_path / "owned").exists()
-
-
 def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("engine.run.check_lengths", lambda *_: None)  # it refuses so short attempts
     folder = run_here(tmp_path, monkeypatch, "flat", "--max_new=1")  # one token is never a whole answer
@@ -339,52 +233,15 @@ def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
     assert "only the KL acts" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "words, mend",
-    [
-        (["--stage1_step=5"], "did you mean 'stage1_steps'?"),
-        (["--zebra=5"], "--help lists them"),
-        (["--batch"], "expected one argument"),
-        (["batch=3"], "--key=value"),
-        (["--batch=many"], "'many': it must be a whole number"),
-        (["--batch=2.5"], "it must be a whole number"),
-        (["--batch=0"], "it must be 1 or more"),
-        (["--lr=nan"], "it must be finite"),
-        (["--report=perhaps"], "write true or false"),
-        (["--task=chess"], "choose one of"),
-        (["--baseline=mean"], "choose by_outcome or rloo"),
-        (["--baseline=rloo"], "--samples_per_problem=2 or more"),
-        (["--batch=10", "--samples_per_problem=3"], "not a multiple"),
-        (["--copy=0.8", "--right=0.5"], "lower one of them"),
-        (["--right=1.5"], "it must be 1 or less"),
-        (["--stage1_steps=-1"], "it must be 0 or more"),
-        (["--base_steps=0"], "it must be 1 or more"),
-        (["--temperature=0"], "it must be 0.001 or more"),
-        (["--dim=30"], "multiple of 2 * n_head"),
-        (["--stage2_weight2=0"], "alpha must be 0"),
-        (["--stage2_weight1=0", "--gamma=0.5"], "gamma must be 0"),
-        (["--turns=1"], "it must be 2 or more"),
-        (["--turns=3", "--offline_share=0.5"], "offline_share=0"),
-        (["--name=a/b"], "use --out"),
-        (["--preset=huge"], "choose from"),
-        (["--resume=out/x", "--lr=1"], "give no others"),
-    ],
-)
-def test_bad_settings_name_their_mend(words, mend, capsys):
-    with pytest.raises(ValueError) as error:
-        parse_args(words, Config, "")
-    assert mend in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("code", [0, 1])
-def test_the_report_is_made_on_the_runs_device_and_its_failure_is_the_runs(code, tmp_path, monkeypatch):
-    called = []
-    monkeypatch.setattr(train, "train", lambda c, state: None)
-    monkeypatch.setattr(train, "run_alone", lambda *command: called.append(command) or code)
-    monkeypatch.setattr(sys, "argv", ["train.py", f"--out={tmp_path}", "--device=cpu"])
-    assert train.main() == code
-    ((path, *words),) = called
-    assert path.name == "eval.py" and words == [tmp_path / "default", "--device=cpu"]
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_ends_with_its_report_on_its_device(resume, tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr("eval.report", lambda *args: made.append(args))
+    new = [*TINY, *SIZES, "--base_steps=1", "--stage1_steps=0", "--stage2_steps=0", f"--out={tmp_path}"]
+    for words in (new, [f"--resume={tmp_path}/default"])[: 1 + resume]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        train.main()
+    assert made == [(tmp_path / "default", torch.device("cpu"))] * (1 + resume)
 
 
 def test_the_device_is_a_gpu_if_there_is_one(monkeypatch):
@@ -405,33 +262,6 @@ def test_the_papers_presets_have_the_papers_values():
         assert (preset["alpha"], preset["beta1"], preset["temperature"]) == (10.0, 0.01, 1.0)
 
 
-def test_bad_places_are_one_line_errors(tmp_path):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "last.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "metrics.jsonl").write_text("")
-    for args, words in [
-        (["--resume=" + str(tmp_path / "nowhere")], "no checkpoint"),
-        (["--resume=" + str(tmp_path / "broken")], "is not a checkpoint"),
-        ([f"--out={tmp_path}/file"], "error: "),
-        ([f"--out={tmp_path}", "--name=taken"], "taken has metrics.jsonl already: --name=..."),
-        ([f"--out={tmp_path}", "--init=nothing.pt", "--name=x"], "nothing.pt"),
-        ([f"--out={tmp_path}", "--device=abacus", "--name=y"], "device='abacus' is not available"),
-    ]:
-        failed = script("train.py", *args)
-        assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and words in failed.stderr, (
-            args,
-            failed.stderr,
-        )
-
-
-def test_the_quick_preset_finds_its_base_from_any_folder(tmp_path):
-    few = ("--stage1_steps=1", "--batch=4", "--eval_n=4", "--report=false", "--device=cpu")
-    done = script("train.py", "--preset=quick", *few, cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / "out" / "quick" / "stage1.pt").exists(), done.stderr
-
-
 def test_help_lists_every_preset_with_its_use_and_its_settings():
     text = " ".join(script("train.py", "--help").stdout.split())
     for name, (why, values) in PRESETS.items():
@@ -445,6 +275,5 @@ def test_help_lists_every_field_with_its_reason():
     assert done.returncode == 0
     for field in Config.__dataclass_fields__.values():
         reason = field.metadata["why"]
-        assert f"--{field.name} " in text and " ".join(reason.split()) in text and len(reason) > 10, (
-            field.name
-        )
+        found = f"--{field.name} " in text and " ".join(reason.split()) in text
+        assert found and len(reason) > 10, field.name
