@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="decides which mutants are drawn")
     parser.add_argument("--n", type=int, default=200, help="mutants; a larger number keeps the first ones")
     parser.add_argument("--file", default="", help="only files whose path begins like this, e.g. engine/")
+    parser.add_argument("--tests", default="test_*.py", help="only these files, with commas between")
     parser.add_argument("--seconds", type=float, default=60, help="of tests for each mutant, if none fails")
     parser.add_argument("--workers", type=int, default=2, help="processes, one for each core")
     parser.add_argument("--list", action="store_true", help="show the mutants and end")
@@ -67,18 +68,20 @@ def main() -> None:
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(o.workers, context, prepare, (folder,)) as pool:
             try:
-                run(pool, tree, mutants, o.seconds)
+                run(pool, tree, mutants, o.tests.split(","), o.seconds)
             except KeyboardInterrupt:
                 pool.shutdown(cancel_futures=True)
                 sys.exit("stopped; the same command goes on")
 
 
-def run(pool: ProcessPoolExecutor, tree: Path, mutants: list[Mutant], seconds: float) -> None:
-    """Makes the map of the tests, tries the mutants, and prints what was found."""
+def run(
+    pool: ProcessPoolExecutor, tree: Path, mutants: list[Mutant], tests: list[str], seconds: float
+) -> None:
+    """Makes the map of these test files, tries the mutants, and prints what was found."""
     digest = hashlib.sha256()
     for path in sorted(tree.rglob("*.py")):
         digest.update(b"" if path.name.startswith("mutate") else path.read_bytes())
-    state, test_files = digest.hexdigest()[:16], sorted(tree.glob("tests/test_*.py"))
+    state, test_files = digest.hexdigest()[:16], [f for t in tests for f in sorted(tree.glob(f"tests/{t}"))]
     tasks = {name: (measure, name) for name in (f"tests/{path.name}" for path in test_files)}
     table = finish(pool, "lines", state, tasks, lambda name, row: f"{name}: {len(row['seconds'])} tests")
     times = {test: s for row in table.values() for test, s in row["seconds"].items()}
@@ -150,11 +153,13 @@ def attempt(m: Mutant, tests: list[str], normal: float) -> dict:
     original = path.read_bytes()
     path.write_bytes(edited(original, m))
     try:
-        code, rows = run_tests({test.partition("::")[0] for test in tests}, tests, 3 * normal + 30)
+        paths = {test.partition("::")[0] for test in tests}
+        code, rows = run_tests(paths, tests, 3 * normal + 30) if tests else (5, [])
     finally:
         path.write_bytes(original)
     caught = code not in (0, 5)  # 5: no test of these names is left
-    by = next((row["test"] for row in rows if not row["ok"]), f"exit code {code}") if caught else ""
+    other = "no test, but they hang" if code == -9 else f"pytest's exit code {code}"
+    by = next((row["test"] for row in rows if not row["ok"]), other) if caught else ""
     verdict, seconds = "caught" if caught else "survived", round(time.time() - begun, 1)
     return dict(verdict=verdict, by=by, tests=len(tests), seconds=seconds)
 
