@@ -10,10 +10,10 @@ Read it from the end. `train` goes through the stages. `reinforce` is the loop o
 advantages, and `policy_loss` is the loss on them. `stages` says which coefficients they get when.
 
 Where this differs from the paper:
-- The baseline of turn 2 compares only dialogues whose first attempt had the same outcome: see `advantages`.
 - Stage II has a KL weight of its own, because the bonus makes turn 2's advantages 11-fold.
 - We take the last checkpoint of each stage. The paper takes the one with the highest training reward.
 Where the paper says nothing:
+- The baseline has 4 dialogues of each problem (RLOO needs two or more).
 - The KL is that of each turn, given its prompt. Its gradient is exact: see `policy_loss`.
 - The reference of the KL is the base, in Stage II too.
 - We sum over a turn's tokens and take the mean over rows: the gradient of a sequence's expected reward.
@@ -57,8 +57,7 @@ class Config(Settings):
     stage1_steps: int = option(120, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
     stage2_steps: int = option(40, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
     batch: int = option(128, "dialogues an update", 1, 10**4)
-    samples_per_problem: int = option(4, "dialogues of each problem; --baseline=rloo needs 2 or more", 1)
-    baseline: str = option("rloo", "see `advantages`; the paper: rloo", choices=("by_outcome", "rloo"))
+    samples_per_problem: int = option(4, "dialogues of each problem: each is compared with the others", 2)
     lr: float = option(0.0005, "learning rate in Stage I", 0, 10)
     stage2_lr: float = option(0.0003, "learning rate in Stage II", 0, 10)
     max_grad_norm: float = option(1.0, "gradients are shortened to it; in Stage II most are longer", 1e-6)
@@ -77,7 +76,6 @@ class Config(Settings):
         super().__post_init__()
         n = self.samples_per_problem
         require(self.turns == 2 or not self.offline_first, "offline_first needs turns=2")
-        require(self.baseline != "rloo" or n > 1, "baseline=rloo needs --samples_per_problem=2 or more")
         require(self.batch % n == 0, f"batch={self.batch} is not a multiple of samples_per_problem={n}")
         require(self.stage2_weight2 or not self.alpha, "stage2_weight2=0 drops turn 2: alpha must be 0")
         require(self.stage2_weight1 or not self.gamma, "stage2_weight1=0 drops turn 1: gamma must be 0")
@@ -144,32 +142,23 @@ def rollout_batch(c: Config, stage: Stage, update: int, env: Environment, policy
     correct, failures = correctness(env.task, problems, rollout.texts, rollout.ended)  # [B, K] bool
     rewards = turn_rewards(correct, stage.weights, stage.alpha)  # [B, K] <- change the reward here
     check_rewards(rewards, correct)
-    problem_of = torch.arange(len(problems), device=correct.device) // n  # [B]
-    advantage = advantages(turn_returns(rewards, stage.gamma), correct, problem_of, c.baseline)
+    advantage = advantages(turn_returns(rewards, stage.gamma), n)
 
     batch = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage}
     metrics = rollout_metrics(rollout, correct, rewards, advantage, failures)
     return batch, metrics, (problems[-1], rollout.texts[-1], correct[-1].tolist())
 
 
-def advantages(returns: Tensor, correct: Tensor, problem_of: Tensor, baseline: str) -> Tensor:
-    """Each turn's return minus the mean return of comparable other dialogues, [B, K].
+def advantages(returns: Tensor, n: int) -> Tensor:
+    """Each turn's return minus the mean return of the other dialogues on the same problem, [B, K].
 
-    This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K]; `correct` [B, K] bool; `problem_of`
-    [B] the number of each row's problem, an integer. With `baseline` "rloo", comparable are the other
-    dialogues on the same problem. With "by_outcome" (ours) they are the other dialogues whose attempt
-    *before* the turn had the same outcome; in turn 1, which has none before it, all others. That outcome is
-    known before the turn is sampled, so the baseline stays unbiased. The bonus contains -alpha * r1. Turn 2
-    cannot change r1, so it is noise there, and this comparison cancels it. With nothing to compare, the
-    baseline is 0.
+    This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K] has the `n` >= 2 dialogues of a problem
+    one below the other. What another dialogue got is independent of what this one samples, so the baseline
+    changes the gradient's noise and not its mean.
     """
-    columns = []
-    for turn in range(returns.shape[1]):
-        outcome_before = correct[:, turn - 1] if turn > 0 else torch.zeros_like(correct[:, 0])
-        group = problem_of if baseline == "rloo" else outcome_before  # [B]
-        same = (group[:, None] == group).float().fill_diagonal_(0)  # [B, B] never with itself
-        columns.append(returns[:, turn] - same @ returns[:, turn] / same.sum(1).clamp(min=1))
-    return torch.stack(columns, dim=1)
+    groups = returns.unflatten(0, (-1, n))  # [B / n, n, K]
+    others = (groups.sum(1, keepdim=True) - groups) / (n - 1)
+    return (groups - others).flatten(0, 1)
 
 
 # ---------------------------------------------------------------------------------- the loss

@@ -16,7 +16,7 @@ PAPER_CODE = PAPER | dict(
 PLAIN_RL = dict(stage1_steps=0, stage2_steps=160, stage2_lr=0.0005, alpha=0.0)
 DIVISION = dict(
     train_n=0, dim=128, base_steps=1000, copy=0.3, right=0.5, slip=0.0, stage1_steps=300, stage2_steps=150,
-    batch=256, samples_per_problem=1, baseline="by_outcome", max_new=24, beta1=0.01,
+    batch=256, max_new=24, beta1=0.01,
 )  # fmt: skip
 
 PRESETS = {  # name -> what it is for, and its settings
@@ -54,7 +54,7 @@ PRESETS = {  # name -> what it is for, and its settings
         dict(
             name="smollm2", task="words", size=9, train_n=0, lora=16, base_steps=100, base_batch=16,
             base_lr=1e-3, right_first=0.5, copy=0.5, right=0.0, slip=0.0, own_from=1.0, batch=32,
-            samples_per_problem=1, baseline="by_outcome", sample_batch=32, micro_batch=8, max_new=28, lr=1e-3,
+            sample_batch=32, micro_batch=8, max_new=28, lr=1e-3,
             stage2_lr=2e-4, beta1=0.01, stage1_steps=60, stage2_steps=20, eval_n=500, log_every=1,
             show_every=20, save_every=5, report=False,
         ),

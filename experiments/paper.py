@@ -28,12 +28,14 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without being installed
 
+import train
 from data import Problem, load_task, train_problems
 from engine.build import held_out_of, training_problems_of
 from engine.checkpoints import open_run, write
@@ -42,7 +44,7 @@ from engine.options import require
 from engine.report import without_nan
 from eval import evaluate, swap_test
 from model import GPT
-from train import Config, load_model, stages, train
+from train import Config, load_model, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -55,12 +57,11 @@ QUICK = dict(base_steps=60, stage1_steps=6, stage2_steps=4, eval_n=100)
 class Method:
     label: str
     settings: dict = field(default_factory=dict)  # of train.Config
-    start: str = (
-        "base/base.pt"  # what it starts from, in the folder of its seed; "": random weights
-    )
+    start: str = "base/base.pt"  # what it starts from, in the folder of its seed; "": random weights
     traces: str = ""  # what it imitates: star, pair or oracle; star+ and pair+ keep right first attempts, too
     last: str = "stage2.pt"  # the checkpoint that is measured
     trained: bool = True  # False: `start` is measured as it is
+    by_outcome: bool = False  # with the baseline of `compared_by_outcome` in the place of RLOO
 
 
 def one_stage(**settings) -> dict:
@@ -87,17 +88,11 @@ def methods_of(kind: str) -> dict[str, Method]:
         return tuning()
     if kind == "map":
         return cells()
-    beta, both = Config.stage2_beta, Config.samples_per_problem > 1
+    beta = Config.stage2_beta
     no_rl = dict(stage1_steps=0, stage2_steps=0)
     imitation, star, star_two = (
         no_rl | dict(imitate_steps=n) for n in (ONE + TWO, (ONE + TWO) // 3, TWO // 3)
     )
-    other = (
-        dict(baseline="by_outcome", samples_per_problem=1)
-        if both
-        else dict(baseline="rloo", samples_per_problem=4)
-    )
-    name = "each compared with dialogues of the same outcome" if both else "RLOO"
     return {
         "base": BASE,
         "score": Method("SCoRe"),
@@ -120,8 +115,8 @@ def methods_of(kind: str) -> dict[str, Method]:
         "pair+": Method("Pair-SFT D+", imitation | dict(lr=SFT_LR), traces="pair+"),
         "oracle": Method("oracle SFT", imitation | dict(lr=ORACLE_LR), traces="oracle"),
         "self_refine": Method("Self-Refine", trained=False),
-        "score_other": Method(f"SCoRe, baseline: {name}", other),
-        "plain_other": Method(f"plain RL, baseline: {name}", plain(**PLAIN) | other),
+        "score_outcome": Method("SCoRe, baseline by outcome", by_outcome=True),
+        "plain_outcome": Method("plain RL, baseline by outcome", plain(**PLAIN), by_outcome=True),
     }
 
 
@@ -190,7 +185,8 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "", device: str
         elif method.traces:
             last = imitate(c, method.traces, start)
         else:
-            go_on(c)
+            with compared_by_outcome() if method.by_outcome else contextlib.nullcontext():
+                go_on(c)
             last = folder / method.last
         trained = time.time()
         found = measure(last, c, is_base=not method.start, feedback=name == "self_refine")
@@ -198,6 +194,30 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "", device: str
     about = {"method": name, "seed": seed, **seconds, "batch": c.batch, "commit": commit}
     result = {**about, **found, "curve": learning_curve(folder / "metrics.jsonl")}
     write(folder / "result.json", json.dumps(rounded(without_nan(result))) + "\n")
+
+
+@contextlib.contextmanager
+def compared_by_outcome():
+    """Another baseline than RLOO, for a row of the tables: the mean return of all other dialogues of the
+    batch whose attempt before the turn had the same outcome. So -alpha * r1 in the bonus, which turn 2 can't
+    change, drops out, whatever the problem.
+    """
+    seen, correctness = {}, train.correctness
+
+    def remembered(*args):
+        seen["correct"], failures = correctness(*args)
+        return seen["correct"], failures
+
+    def advantages(returns, n):
+        columns = []
+        for turn in range(returns.shape[1]):
+            before = seen["correct"][:, turn - 1] if turn else torch.zeros(len(returns), dtype=torch.bool)
+            same = (before[:, None] == before).float().fill_diagonal_(0)  # [B, B] never with itself
+            columns.append(returns[:, turn] - same @ returns[:, turn] / same.sum(1).clamp(min=1))
+        return torch.stack(columns, dim=1)
+
+    with mock.patch.multiple(train, correctness=remembered, advantages=advantages):
+        yield
 
 
 def lines_of(path: Path) -> list[str]:
@@ -214,7 +234,7 @@ def go_on(c: Config) -> None:
     with open_run(c, resume, stages) as (config, state):
         changed = bool(resume) and config != dataclasses.replace(c, out=config.out)
         require(not changed, f"{folder} was begun with other settings: remove it or its grid's folder")
-        train(config, state)
+        train.train(config, state)
 
 
 def imitate(c: Config, source: str, start: Path) -> Path:

@@ -40,7 +40,7 @@ MAIN = (
 )  # fmt: skip
 ABLATIONS = (
     "score", "no_stage1", "no_bonus", "no_bonus_kl", "gamma=0.05", "gamma=1", "offline", "star_two",
-    "score_other", "plain", "plain_other", "weight11", "single",
+    "score_outcome", "plain", "plain_outcome", "weight11", "single",
 )  # fmt: skip
 PAIRS = (
     ("score", "plain"), ("score", "weight11"), ("score", "no_stage1"), ("score", "pair+"),

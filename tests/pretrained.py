@@ -66,13 +66,6 @@ def write_qwen(folder: Path) -> None:
     save_pretrained(GPT(config), folder)
 
 
-SHORT = [
-    "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8",
-    "--sample_batch=5", "--micro_batch=3", "--max_new=13", "--eval_n=6", "--save_every=2", "--show_every=2",
-    "--log_every=1", "--device=cpu",
-]  # fmt: skip
-
-
 def train_here(monkeypatch, *words) -> None:
     """train.py in this process, without its report."""
     report = [] if any("--resume" in word for word in words) else ["--report=false"]
