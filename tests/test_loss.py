@@ -275,7 +275,7 @@ def test_padding_does_not_matter(policy, reference):
 
 
 def test_temperature_divides_the_logits(policy, reference):
-    """Scoring at T equals scoring a policy and a reference whose heads are scaled by 1 / T at temperature 1."""
+    """Scoring at T equals scoring models whose heads are scaled by 1 / T at temperature 1."""
     batch = random_batch()
     warm, _ = loss_of(policy, reference, batch, 0.7)
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_a_policy_that_is_its_reference_has_no_gradient_without_reward(policy):
 
 
 def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, monkeypatch):
-    """Logits in chunks: the same gradient, and between the passes no tensor as large as all logits is kept."""
+    """Logits in chunks: the same gradient, and no tensor as large as all logits is kept between passes."""
     batch, gradients, kept = random_batch(), [], []
     n = int(batch["masks"][:, :, 1:].sum())
     for logits_at_once in (2**25, 4 * V):

@@ -8,12 +8,11 @@ import pytest
 import torch
 from pretrained import SHORT, even_length, logits, train_here
 
-import engine.run
 import train
 from engine.checkpoints import load, open_run
 from engine.hf import load_pretrained
 from engine.memory import empty_gpt
-from engine.optim import Learner, master_weights
+from engine.optim import RoundedAdamW, make_optimizer, master_weights
 from engine.run import Run
 from model import Block
 from train import Config, policy_loss, stages
@@ -21,25 +20,36 @@ from train import Config, policy_loss, stages
 pytestmark = pytest.mark.slow
 
 
-def test_small_updates_reach_bfloat16_weights_through_their_copies(small_gpt):
-    """An update of 1e-5 is less than half a bfloat16 step of a weight near 0.3: alone it would be lost."""
-    model = small_gpt().to(torch.bfloat16)
+def two_steps(weights, optimizer, rate: float) -> None:
+    """One step with a gradient of 2 everywhere, one without a gradient."""
+    optimizer.param_groups[0]["lr"] = rate
+    for number in (2.0, 0.0):
+        for weight in weights:
+            weight.grad = torch.full_like(weight, number)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(weight.grad is None for weight in weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_steps_by_hand(small_gpt, dtype):
+    """Adam with betas 0.9 and 0.95 and no weight decay, in float32. In bfloat16 a step of 1e-4 is less than
+    half a rounding step of most weights: alone it would be lost, so it reaches them through their copies.
+    """
+    model, rate = small_gpt(tie_weights=True).to(dtype), 1e-4
     before = [p.detach().clone() for p in model.parameters()]
     masters = master_weights(model, {})
-    learner = Learner(model, masters)
-    learner.optimizers = [torch.optim.SGD([{"params": [*masters.values()], "share": 1.0}])]
-    for _ in range(300):
-        for master in masters.values():
-            master.grad = torch.ones_like(master)
-        learner.step(1e-5)
-    for name, p, old in zip(masters, model.parameters(), before, strict=True):
-        expected = old.float() - 3e-3
-        assert torch.allclose(masters[name], expected, atol=1e-4)
-        assert (p.float() - expected).abs().max() < 2**-8 * old.float().abs().max()  # within rounding
-    alone = before[0].clone()
-    for _ in range(300):
-        alone -= 1e-5
-    assert (alone == before[0]).float().mean() > 0.5
+    optimizer = make_optimizer(model, masters, None)
+    assert isinstance(optimizer, RoundedAdamW) == (dtype == torch.bfloat16)
+    assert optimizer.param_groups[0]["params"] == list(masters.values()) and len(masters) == len(before)
+    two_steps(masters.values(), optimizer, rate)
+    second = (0.9 * 0.1 * 2 / (1 - 0.9**2)) / (0.95 * 0.05 * 4 / (1 - 0.95**2)) ** 0.5
+    for master, p, old in zip(masters.values(), model.parameters(), before, strict=True):
+        assert torch.allclose(master, old.float() - rate * (1 + second), atol=2e-7)
+        assert torch.equal(p, master.to(dtype))
+    assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    if dtype == torch.bfloat16:
+        assert (before[0] - rate == before[0]).float().mean() > 0.5
 
 
 def test_the_gradients_of_micro_batches_add_up_in_float32(small_gpt):
@@ -69,9 +79,7 @@ def test_recomputing_blocks_leaves_the_gradient_alone(small_gpt, monkeypatch):
 
 def test_a_run_recomputes_its_blocks_if_it_is_told_to(tmp_path):
     for recompute in (False, True):
-        c = Config(
-            n_layer=1, dim=32, report=False, recompute=recompute, out=str(tmp_path), name=str(recompute)
-        )
+        c = Config(n_layer=1, dim=32, report=False, recompute=recompute, out=str(tmp_path / str(recompute)))
         with open_run(c, "", stages) as (c, state):
             assert Run(c, state, stages(c)).policy.recompute == recompute
 
@@ -94,15 +102,15 @@ def test_a_run_that_was_stopped_twice_equals_the_unbroken_one(mode, qwen, tmp_pa
     monkeypatch.setattr(train, "correctness", even_length)
     words = [f"--init={qwen}", *SHORT, *mode, f"--out={tmp_path}"]
     train_here(monkeypatch, *words, "--name=whole")
-    log_step, calls = engine.run.log_step, []
+    real, calls = Run.log_and_save, []
 
     def stop_at(*args):
-        log_step(*args)
+        real(*args)
         calls.append(args)
         if len(calls) in (3, 8):  # after 3 steps, and after 2 + 5 + 1, in Stage II
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.run, "log_step", stop_at)
+    monkeypatch.setattr(Run, "log_and_save", stop_at)
     go_on = [f"--resume={tmp_path}/broken"]
     for start in ([*words, "--name=broken"], go_on, go_on):
         with contextlib.suppress(SystemExit):
@@ -113,9 +121,8 @@ def test_a_run_that_was_stopped_twice_equals_the_unbroken_one(mode, qwen, tmp_pa
         assert whole.keys() == broken.keys() and all(torch.equal(whole[k], broken[k]) for k in whole)
         assert all(".lora_" in k for k in whole) == ("--lora=4" in mode)  # what init has is not stored again
     assert not load(tmp_path / "whole" / "base.pt")["model"]
-    base, after = (
-        train.load_model(tmp_path / "whole" / f"{name}.pt", "cpu")[0] for name in ("base", "stage2")
-    )
+    files = [tmp_path / "whole" / f"{name}.pt" for name in ("base", "stage2")]
+    base, after = (train.load_model(file, "cpu")[0] for file in files)
     ids = torch.randint(0, 800, (2, 20))
     start = load_pretrained(qwen, dtype=base.embed.weight.dtype)
     assert torch.equal(logits(base, ids), logits(start, ids))

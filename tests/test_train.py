@@ -7,6 +7,7 @@ import sys
 import time
 from random import Random
 from types import SimpleNamespace
+from zlib import crc32
 
 import pytest
 import torch
@@ -171,9 +172,13 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
     """After one's own attempt turn 2 must come out as it did in the dialogue itself, and after another's it
     need not.
     """
-    model, c = load_model(run_here(tmp_path, monkeypatch, "run", "--base_steps=60") / "base.pt", "cpu")
-    # So small a model is never right.
-    monkeypatch.setattr("eval.correctness", even)
+    folder = run_here(tmp_path, monkeypatch, "run", "--base_steps=90", "--base_lr=0.02")
+    model, c = load_model(folder / "base.pt", "cpu")
+
+    def judge(task, problems, texts, ended):  # so small a model is never right
+        return torch.tensor([[crc32(text.encode()) % 2 == 0 for text in row] for row in texts]), {}
+
+    monkeypatch.setattr("eval.correctness", judge)
     _, transcripts = evaluate(model, c, held_out_problems(load_task(c.task), c.size, c.seed, 200))
     whole = [t for t in transcripts if len(t[1][0]) < c.max_new and not {"<", "c"} & set(t[1][0])]
     second = sum(right[1] for _, _, right in whole) / len(whole)
@@ -189,10 +194,11 @@ def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
     false = [text + "0" for text in true]  # ten times the remainder
     with_true, with_false = (
         swap_test(
-            model, c, [(p, [text, ""], [False, False]) for (p, _, _), text in zip(whole, texts, strict=True)]
-        )["wrong_first"]
+            model, c, [(t[0], [text, ""], [False, False]) for t, text in zip(whole, texts, strict=True)]
+        )
         for texts in (true, false)
     )
+    with_true, with_false = with_true["wrong_first"], with_false["wrong_first"]
     assert (with_true["true_checks"], with_false["true_checks"]) == (1, 0)
     assert with_false["checked"] == with_true["checked"] == with_true["own"] != with_false["own"]
 
