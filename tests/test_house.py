@@ -11,19 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutants import MUTANTS, edited
 
-from experiments.paper_report import Results, cell, cells_of
+from experiments.paper_report import Results, cells_of, found
 
 ROOT = Path(__file__).parent.parent
-BUDGETS = {
-    "rewards.py": 80,
-    "rollout.py": 170,
-    "model.py": 240,
-    "train.py": 330,
-    "eval.py": 220,
-    "README.md": 140,
-}
+BUDGETS = {  # lines of files, and of the Python in folders
+    "rewards.py": 80, "rollout.py": 175, "model.py": 240, "train.py": 330, "eval.py": 225, "README.md": 140,
+    "model.py rollout.py rewards.py train.py eval.py": 1010, "engine": 2300, "tests": 8000,
+    "model.py rollout.py rewards.py train.py eval.py engine data experiments course": 8500,
+}  # fmt: skip
 WIDTH = 110
 FOLDERS = ("data", "engine", "experiments", "course", "tests")
 SCRIPTS = ("model", "rollout", "rewards", "train", "eval")
@@ -54,12 +50,12 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", BUDGETS)
-def test_each_script_stays_within_its_budget(name):
-    lines = (ROOT / name).read_text(encoding="utf-8").count("\n")
-    assert lines <= BUDGETS[name], (
-        f"{name} has {lines} lines, more than {BUDGETS[name]}: move what is no algorithm to engine/"
-    )
+@pytest.mark.parametrize("names", BUDGETS)
+def test_each_part_stays_within_its_budget(names):
+    paths = [ROOT / name for name in names.split()]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+    lines = sum(file.read_text(encoding="utf-8").count("\n") for file in files)
+    assert lines <= BUDGETS[names], f"{names}: {lines} lines, more than {BUDGETS[names]}: delete before you add"
 
 
 def test_the_readme_can_be_read_to_its_end():
@@ -95,21 +91,16 @@ def test_every_file_is_named_where_a_reader_looks():
     assert all(f"{name}.py" in readme for name in SCRIPTS)
 
 
-def test_every_planted_fault_still_fits_its_file():
-    for mutant in MUTANTS:
-        assert edited(ROOT, mutant), mutant.name
-
-
 def test_the_readmes_results_are_those_of_the_runs():
     """Each row of the table and each "Acc@t1 → Acc@t2" below it, from experiments/results/paper.json."""
     rows = json.loads((ROOT / "experiments" / "results" / "paper.json").read_text(encoding="utf-8"))
     results, readme = Results(rows, {}), (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "")
-    labels = {"base": "base", "pair+": "Pair-SFT D+", "both": "plain RL on both turns"}
-    labels |= {"stage1": "after Stage I", "score": "SCoRe"}
+    labels = {"base": "base", "pair+": "Pair-SFT D+", "plain": "plain RL", "no_stage1": "without Stage I"}
+    labels |= {"score": "SCoRe"}
     for method, label in labels.items():
-        assert len(results.of[method]) == 5
+        assert len(results.of[method]) == 10
         cells = cells_of(results, method, ("acc_t1", "acc_t2", "delta", "fix_rate"))
-        cells.append(cell(results.values(method, "swap", "wrong_first", "wrong")))
+        cells.append(found(results, method))
         assert f"\n| {label} | {' | '.join(cells)} |\n" in readme, label
     means = [[c.split()[0] for c in cells_of(results, m, ("acc_t1", "acc_t2"))] for m in results.of]
     quoted = re.findall(r"([\d.]+)\s→\s([\d.]+)", readme.split("## Results")[1].split("\n## ")[0])
@@ -124,7 +115,7 @@ def test_links_of_the_documents_lead_somewhere():
 
 @pytest.mark.slow
 def test_the_readmes_reward_works_as_it_stands(tmp_path):
-    """The example is put where the README says and trained: rewards become negative, so the price is paid."""
+    """The example is put where the README says and trained. Rewards become negative, so the price is paid."""
     for name in ("data", "engine"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in SCRIPTS:
@@ -138,17 +129,9 @@ def test_the_readmes_reward_works_as_it_stands(tmp_path):
     train = train.replace("from rewards import ", "from rewards import length_cost, ")
     train = train.replace("    turns: int = option(", f"{option.rstrip()}\n    turns: int = option(", 1)
     (tmp_path / "train.py").write_text(train)
-    tiny = "--size=1 --n_layer=1 --dim=32 --base_steps=2 --base_batch=8"
-    tiny += " --stage1_steps=1 --stage2_steps=1 --batch=8"
-    command = [
-        sys.executable,
-        "train.py",
-        *tiny.split(),
-        "--device=cpu",
-        "--report=false",
-        "--price=0.5",
-        "--log_every=1",
-    ]
+    tiny = "--n_layer=1 --dim=32 --base_steps=2 --base_batch=8 --stage1_steps=1 --stage2_steps=1 --batch=8"
+    words = [*tiny.split(), "--device=cpu", "--report=false", "--price=0.5"]
+    command = [sys.executable, "train.py", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("reward -") == 2, done.stdout
