@@ -112,27 +112,21 @@ COMBINATIONS = [
     (["--zebra=5"], "no setting 'zebra': --help lists them"),
     (["--batch"], "expected one argument"),
     (["batch=3"], "'batch=3': settings are written --key=value"),
-    (["-batch=3"], "--key=value"),
     (["--"], "--key=value"),
     ([""], "--key=value"),
-    (["--=3"], "no setting ''"),
     (["--help=3"], "--help"),
-    (["--resume"], "expected one argument"),
     (["--resume="], "name the folder of the stopped run"),
     (["--resume=nowhere"], "no checkpoint"),
     (["--resume=nowhere", "--lr=1"], "--resume goes on with the settings of the stopped run"),
     (["--resume=nowhere", "--preset=smoke"], "give no others"),
     (["--preset=huge"], "choose from"),
-    (["--preset="], "choose from"),
     (["--name=.."], "name='..' must be the name of one folder: use --out"),
     (["--name=a/b"], "use --out"),
-    (["--name=a\\b"], "use --out"),
     (["--name= "], "it is empty"),
     (["--name=" + "n" * 300], "File name too long"),
     (["--out=/dev/null"], "/dev/null"),
     (["--out=file"], "file"),
     (["--task=chess"], "no task 'chess': choose one of"),
-    (["--task=reading"], "no task 'reading'"),
     (["--task=gsm8k"], "task=gsm8k needs --init=FOLDER"),
     (["--task=mbpp", "--init=file"], "--train_data=FILE and --test_data=FILE"),
     (["--task=gsm8k", "--init=.", "--train_data=file", "--test_data=none"], "none"),
@@ -163,12 +157,9 @@ COMBINATIONS = [
     (["--init=file"], "file is not a checkpoint of train.py"),
     (["--init=/dev/zero"], "no checkpoint /dev/zero"),
     (["--tokenizer=none"], "no folder none, and tiktoken only has"),
-    (["--imitate=none"], "no file"),
-    (["--imitate=."], "no file"),
     (["--imitate=file"], "has no rows"),
     (["--device=abacus"], "device='abacus' is not available here: take auto"),
     (["--device=meta"], "device='meta' is not available here"),
-    (["--device=cuda:99"], "device='cuda:99' is not available here"),
 ]
 
 
@@ -243,13 +234,11 @@ DAMAGED = {  # what is done to the bytes of a checkpoint
     "cut in the middle": lambda data: data[: len(data) // 2],
     "without its last byte": lambda data: data[:-1],
     "zip without data": lambda data: b"PK\x05\x06" + bytes(18),
-    "gzip": gzip.compress,
     "pickle that runs code": lambda data: pickle.dumps(Code()),
 }
 CHECKPOINTS = {  # what is done to its content
     "None": lambda content: None,
     "a list": lambda content: [content],
-    "a tensor": lambda content: torch.zeros(3),
     "code": set_in("config", "task", lambda _: Code()),
     "code in the weights": set_in("model", W, lambda _: Code()),
     **each("config", missing=..., nothing=None, list=[1]),
@@ -341,7 +330,6 @@ LOGS = {  # what is done to metrics.jsonl
     "a row short": lambda path: path.write_text("".join(path.read_text().splitlines(True)[:2])),
     "in UTF-16": lambda path: path.write_text(path.read_text(), encoding="utf-16"),
     "a folder": lambda path: path.unlink() or path.mkdir(),
-    "noise": lambda path: path.write_bytes(bytes(range(256))),
     "no JSON": lambda path: path.write_text("what\n"),
 }
 
@@ -460,19 +448,6 @@ def tensor(change):
     return tensors(lambda found: found | {QKV_THEIRS: change(found[QKV_THEIRS])})
 
 
-def header(change):
-    """A function that changes what the JSON header of a .safetensors file says of one tensor."""
-
-    def write(path):
-        data = path.read_bytes()
-        end = 8 + int.from_bytes(data[:8], "little")
-        head = json.loads(data[8:end])
-        text = json.dumps(head | {QKV_THEIRS: change(head[QKV_THEIRS])}).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
-
-    return write
-
-
 SAFE, BIN, INDEX = "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"
 NO_FILE = {"missing": lambda path: path.unlink(), "a folder": lambda path: path.unlink() or path.mkdir()}
 NOT_JSON = {
@@ -492,6 +467,7 @@ NO_TENSORS = {
     "cut in the middle": bytes_of(lambda data: data[: len(data) // 2]),
     "without its last byte": bytes_of(lambda data: data[:-1]),
     "zeros": bytes_of(bytes(1000)),
+    "a header of 2**63 bytes": bytes_of(lambda data: b"\xff" * 7 + b"\x7f" + data[8:]),
     "a link to Git LFS": bytes_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
 }
 OTHER_TENSORS = {
@@ -513,70 +489,50 @@ OTHER_BIN = {
     "code": tensor(lambda t: Code()),
     "a pickle with code": bytes_of(pickle.dumps(Code())),
 }
-OTHER_HEADERS = {
-    "a list as header": header(lambda entry: [entry]),
-    "an unknown dtype": header(lambda entry: entry | {"dtype": "F99"}),
-    "offsets behind the end": header(lambda entry: entry | {"data_offsets": [0, 10**12]}),
-    "a huge shape": header(lambda entry: entry | {"shape": [10**12, 10**12]}),
-    "a header of 2**63 bytes": bytes_of(lambda data: b"\xff" * 7 + b"\x7f" + data[8:]),
+NO_SIZE = (..., None, "8", 0, -1, 4.0, [8], True, 10**15)
+GPT2 = {key: NO_SIZE for key in ("n_embd", "n_layer", "n_positions")}
+GPT2 |= {"n_head": (*NO_SIZE, 3), "n_inner": ("x",), "layer_norm_epsilon": ("x",)}
+SETTINGS = {  # of config.json: values that can't work, or not with these weights, or not with our model
+    "hidden_size": NO_SIZE,
+    "num_attention_heads": NO_SIZE,
+    "num_hidden_layers": (*NO_SIZE, 2),
+    "vocab_size": (*NO_SIZE, 259),
+    "intermediate_size": (*NO_SIZE, 9),
+    "num_key_value_heads": (3, "1"),
+    "head_dim": (0, 3, "4"),
+    "max_position_embeddings": (0, "many"),
+    "rope_theta": (0, "x"),
+    "rope_scaling": ("linear", {"rope_type": "yarn"}, {"rope_type": "llama3"}),
+    "rms_norm_eps": ("x", -1),
+    "tie_word_embeddings": ("no", True),
+    "model_type": ("mixtral", None, "qwen2", "qwen3", "gpt2"),
+    "hidden_act": ("gelu",),
+    "attention_bias": (True,),
+    "layer_types": (["sliding_attention"], 3),
+    "sliding_window": (8,),
+    "quantization_config": ({"bits": 4},),
+    "num_experts": (8,),
+    "partial_rotary_factor": (0.5,),
 }
-SIZES = {
-    "llama": ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"),
-    "gpt2": ("n_embd", "n_head", "n_layer", "n_positions"),
-}
-SETTINGS = [
-    ("num_hidden_layers", 2),
-    ("vocab_size", 259),
-    ("intermediate_size", 9),
-    ("num_key_value_heads", 3),
-    ("num_key_value_heads", "1"),
-    ("head_dim", 0),
-    ("head_dim", 3),
-    ("head_dim", "4"),
-    ("max_position_embeddings", 0),
-    ("max_position_embeddings", "many"),
-    ("rope_theta", 0),
-    ("rope_theta", "x"),
-    ("rope_scaling", "linear"),
-    ("rope_scaling", {"rope_type": "yarn"}),
-    ("rope_scaling", {"rope_type": "llama3"}),
-    ("rms_norm_eps", "x"),
-    ("rms_norm_eps", -1),
-    ("tie_word_embeddings", "no"),
-    ("tie_word_embeddings", True),
-    ("model_type", "mixtral"),
-    ("model_type", None),
-    ("model_type", "qwen2"),
-    ("model_type", "qwen3"),
-    ("model_type", "gpt2"),
-    ("hidden_act", "gelu"),
-    ("attention_bias", True),
-    ("layer_types", ["sliding_attention"]),
-    ("layer_types", 3),
-    ("sliding_window", 8),
-    ("quantization_config", {"bits": 4}),
-    ("num_experts", 8),
-    ("partial_rotary_factor", 0.5),
-]
 OTHER_FILES = ("none.safetensors", "..", "/etc/passwd", "../llama/model.safetensors", "a.safetensors", "x\0y")
 HF_FOLDERS = {
     **{
         f"{family}: {key} is {value!r}": (family, "config.json", in_json(key, value))
-        for family, keys in SIZES.items()
-        for key in keys
-        for value in (..., None, "8", 0, -1, 4.0, [8], True, 10**15)
+        for family, settings in (
+            ("llama", dict.fromkeys(SIZES, NO_SIZE)),
+            ("llama", SETTINGS),
+            ("gpt2", GPT2),
+        )
+        for key, values in settings.items()
+        for value in values
     },
-    **{f"{key} is {value!r}": ("llama", "config.json", in_json(key, value)) for key, value in SETTINGS},
-    "gpt2: n_inner is text": ("gpt2", "config.json", in_json("n_inner", "x")),
-    "gpt2: n_embd is no multiple of n_head": ("gpt2", "config.json", in_json("n_head", 3)),
-    "gpt2: layer_norm_epsilon is text": ("gpt2", "config.json", in_json("layer_norm_epsilon", "x")),
     "no weights": ("llama", SAFE, lambda path: path.unlink()),
     **{
         f"{file}: {name}": (folder, file, change)
         for folder, file, changes in (
             ("llama", "config.json", NO_FILE | NOT_JSON),
             ("shards", INDEX, NOT_JSON),
-            ("llama", SAFE, NO_TENSORS | OTHER_TENSORS | OTHER_HEADERS),
+            ("llama", SAFE, NO_TENSORS | OTHER_TENSORS),
             ("shards", "b.safetensors", NO_TENSORS),
             ("bin", BIN, NO_TENSORS | OTHER_TENSORS | OTHER_BIN),
         )
@@ -689,7 +645,6 @@ TEXT_FILES = {
     "no JSON": lambda row: b"question,answer\n",
     "a row cut off": lambda row: row + row[:-9],
     "a list": lambda row: row + b"[1, 2]\n",
-    "a number": lambda row: row + b"3\n",
     "an empty object": lambda row: row + b"{}\n",
     "two objects in a row": lambda row: row + row[:-1] + row,
     "one JSON list of rows": lambda row: b"[" + row + b"]",
@@ -704,7 +659,6 @@ GZ_FILES = {
     "cut": lambda row: gzip.compress(row * 1000)[:-20],
     "no gz": lambda row: row,
     "empty": lambda row: b"",
-    "of an empty file": lambda row: gzip.compress(b""),
     "with a wrong checksum": lambda row: gzip.compress(row)[:-8] + bytes(8),
     "followed by noise": lambda row: gzip.compress(row) + b"noise",
     "with a damaged middle": lambda row: gzip.compress(row)[:15] + b"\xff" * 9 + gzip.compress(row)[24:],
@@ -781,24 +735,16 @@ OF_A_CHECKPOINT = [
     ("--zebra=1", "no setting 'zebra'"),
     ("--temprature=1", "did you mean 'temperature'?"),
     ("--n=0", "n=0: it must be 1 or more"),
-    ("--n=many", "it must be a whole number"),
-    ("--n=", "--n: it is empty"),
     ("--n=1000", "not 1000: lower --eval_n (--n of eval.py)"),
-    ("--n=1000000", "n=1000000: it must be 100000 or less"),
     ("--turns=0", "turns=0: it must be 1 or more"),
     ("--turns=1000", "lower turns or max_new"),
     ("--temperature=-1", "temperature=-1.0: it must be 0 or more"),
     ("--temperature=1e-38", "it must be 0 (greedy), or 0.001 or more"),
-    ("--temperature=nan", "temperature=nan: it must be finite"),
     ("--max_new=0", "max_new=0: it must be 1 or more"),
-    ("--max_new=5000", "max_new"),
     ("--show=-1", "show=-1: it must be 0 or more"),
-    ("--json=perhaps", "write true or false"),
     ("--task=chess", "no task 'chess': choose one of"),
     ("--task=addition", "has learned --task=division alone: leave out --task"),
-    ("--task=gsm8k", "has learned --task=division alone"),
     ("--test_data=file", "leave out --train_data and --test_data"),
-    ("--problem=", "--problem: it is empty"),
     ("--problem=85/6", "looks like 2526/6"),
     ("--problem=1/0", "looks like 2526/6"),
     ("--problem=" + "9" * 5000 + "/9", "looks like 2526/6"),
@@ -816,7 +762,6 @@ OF_A_CHECKPOINT = [
     ("--save=new --turns=1000", "lower turns or max_new"),
     ("--export=file", "file"),
     ("--export=old", "old holds a model: choose another folder"),
-    ("--export=file/below", "file"),
 ]
 EVAL_ARGUMENTS = [
     ([], "the following arguments are required: path"),

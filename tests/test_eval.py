@@ -65,13 +65,6 @@ def test_standard_errors_are_the_paired_ones():
     assert m["fix_rate"] == 0.75 and m["se"]["fix_rate"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 
 
-def test_deltas_error_is_smaller_where_both_attempts_go_together():
-    """Seven of eight problems come out alike in both attempts. The unpaired error would be 0.25."""
-    m = self_correction_metrics(torch.tensor([[1, 1]] * 4 + [[0, 0]] * 3 + [[0, 1]], dtype=torch.bool))
-    assert m["delta"] == 0.125 and m["se"]["acc_t1"] == pytest.approx(math.sqrt(0.25 / 8))
-    assert m["se"]["delta"] == pytest.approx(math.sqrt(7 / 64 / 8))
-
-
 def test_no_wrong_first_attempt_has_no_fix_rate():
     m = self_correction_metrics(torch.ones(5, 2, dtype=torch.bool))
     assert math.isnan(m["fix_rate"]) and m["delta"] == 0

@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from run_files import metrics, same, weights
 from scripts import LOADED, ROOT, finish, start
 
 import eval as evaluation
@@ -276,14 +277,6 @@ def train_here(monkeypatch, capsys):
     return run
 
 
-def content(folder: Path) -> list:
-    """What a run has made: its log without the seconds, and the weights of the base and after Stage I."""
-    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    files = [load(folder / f"{name}.pt")["model"] for name in ("base", "stage1")]
-    weights = [{name: w.tolist() for name, w in file.items()} for file in files]
-    return [[{**row, "seconds": None} for row in rows], weights]
-
-
 def broken_run(words: list[str], moment: str, number: int) -> None:
     """train.py, in a process that has been forked for it, until the break."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -322,7 +315,10 @@ def test_a_run_that_breaks_at_any_write_goes_on_bit_for_bit(moment, train_here, 
             train_here(f"--resume={folder}")
         else:
             train_here(*words, "--overwrite=true")
-        assert content(folder) == content(tmp_path / "whole"), number
+        whole = tmp_path / "whole"
+        assert metrics(folder) == metrics(whole), number
+        for name in ("base.pt", "stage1.pt"):
+            assert same(weights(folder / name), weights(whole / name)), number
     assert number == (13 if moment == "disk full" else 9)
 
 
@@ -366,20 +362,6 @@ def test_extreme_settings_end_well_or_in_one_line_and_leave_finite_weights(setti
         load(file)  # a ValueError if a weight is not finite
     for row in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(row, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-
-
-@pytest.mark.slow
-def test_of_two_processes_that_go_on_with_a_run_one_does(train_here, tmp_path):
-    train_here(*SHORT, f"--out={tmp_path}", "--name=whole")
-    process = LOADED.Process(
-        target=broken_run, args=([*SHORT, f"--out={tmp_path}", "--name=run"], "killed", 6)
-    )
-    process.start()
-    process.join(240)
-    with locked(tmp_path / "run"), pytest.raises(ValueError, match="writes into .*: wait for its end"):
-        train_here(f"--resume={tmp_path / 'run'}")
-    train_here(f"--resume={tmp_path / 'run'}")
-    assert content(tmp_path / "run") == content(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from data.gsm8k import CORRECTION_REQUEST
 from engine.build import held_out_of, make_environment, problems_of
 from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
-from engine.settings import EvalOptions, parse_args
+from engine.settings import EvalOptions
 from train import Config
 
 pytestmark = pytest.mark.slow
@@ -54,35 +54,19 @@ def write_files(folder: Path, task: str, training: range, test: range) -> list[s
 def test_problems_that_are_in_both_files_are_not_trained_on(tmp_path):
     write_files(tmp_path, "math", range(8), range(3))
     task, files = load_task("math"), [f"{tmp_path}/train", f"{tmp_path}/test"]
-    problem_at = train_problems(task, 0, 5, *files)
+    problem_at = train_problems(task, 0, 5, 0, *files)
     epochs = [[problem_at(epoch * 5 + i).prompt for i in range(5)] for epoch in range(3)]
     held_out = {p.prompt for p in task.read(files[1], "test")}
     assert all(len(set(epoch)) == 5 and not set(epoch) & held_out for epoch in epochs)
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[2])
     with pytest.raises(ValueError, match="nothing to train on"):
-        train_problems(task, 0, 5, files[1], files[1])
+        train_problems(task, 0, 5, 0, files[1], files[1])
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("", "has no rows"),
-        ('{"problem": "x"}\n', "row 1: no field 'solution'"),
-        ('{"problem": "x", "solution": "$\\\\boxed{1}$"}\nnonsense\n', "row 2 is not a JSON object"),
-        ("[1]\n", "row 1: no field 'problem'"),
-        ('{"problem": "x", "solution": "no answer at all"}\n', "row 1"),
-    ],
-)
-def test_a_bad_file_is_refused_by_its_row(text, words, tmp_path):
-    (tmp_path / "rows").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError) as error:
+def test_a_bad_row_is_named_by_its_number(tmp_path):
+    write_rows(tmp_path / "rows", [row("math", 1), {"problem": "x", "solution": "no answer at all"}])
+    with pytest.raises(ValueError, match="rows, row 2: "):
         load_task("math").read(str(tmp_path / "rows"), "train")
-    assert words in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no file .*nowhere: data/README.md says where"):
-        load_task("math").read(str(tmp_path / "nowhere"), "train")
 
 
 # ---------------------------------------------------------------------------------- training
@@ -131,26 +115,6 @@ def test_dialogues_that_outgrow_the_model_are_refused_at_the_start(qwen, tmp_pat
     words = ["--task=gsm8k", *write_files(tmp_path, "gsm8k", range(6, 12), range(6)), f"--out={tmp_path}"]
     with pytest.raises(ValueError, match="max_len=2048: lower --max_new"):
         train_here(monkeypatch, *words, f"--init={qwen}", *SHORT, "--max_new=900", "--name=long")
-    with pytest.raises(ValueError, match="no .*missing: --init takes a .pt file or a Hugging Face folder"):
-        train_here(monkeypatch, *words, f"--init={tmp_path}/missing", *SHORT, "--name=short")
-
-
-@pytest.mark.parametrize(
-    "words, mend",
-    [
-        (["--task=gsm8k"], "needs --init=FOLDER"),
-        (["--task=gsm8k", "--init=x"], "--train_data=FILE and --test_data=FILE"),
-        (["--train_data=x"], "leave out --train_data"),
-        (["--lora=8"], "name one with --init"),
-        (["--dtype=float16"], "choose float32 or bfloat16"),
-        (["--optimizer=sgd"], "choose muon or adamw"),
-        (["--lora=-1"], "it must be 0 or more"),
-    ],
-)
-def test_bad_settings_of_pretrained_runs_name_their_mend(words, mend, capsys):
-    with pytest.raises(ValueError) as error:
-        parse_args(words, Config, "")
-    assert mend in str(error.value) and "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------------------------- evaluation

@@ -18,7 +18,7 @@ import train
 from data import held_out_problems, load_task, train_problems
 from engine import supervised
 from engine.build import pick_device
-from engine.checkpoints import load, save
+from engine.checkpoints import load
 from engine.presets import PRESETS
 from eval import evaluate, swap_test
 from train import Config, load_model
@@ -85,15 +85,9 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, monkeypatch, caps
 def test_a_checkpoint_from_before_a_setting_was_added_has_its_default(tmp_path, monkeypatch, capsys):
     path = run_here(tmp_path, monkeypatch, "base", "--stage1_steps=0", "--stage2_steps=0") / "base.pt"
     content = torch.load(path)
-    del content["config"]["alpha"]
+    del content["config"]["alpha"], content["config"]["tokenizer"]
     torch.save(content, path)
-    assert train.load_model(path, "cpu")[1].alpha == Config.alpha
-
-
-def test_a_start_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="raise --max_new"):
-        run_here(tmp_path, monkeypatch, "refused", "--max_new=3")
-    assert not (tmp_path / "refused").exists()
+    assert load_model(path, "cpu")[1].alpha == Config.alpha
 
 
 @pytest.mark.slow
@@ -217,20 +211,6 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_last_state(tmp_path, monke
     assert state["step"] == 4 and all(t.isfinite().all() for t in state["model"].values())
 
 
-def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "last.pt"
-    save(path, {"config": {}, "gpt": {}, "model": {"w": torch.ones(2)}})
-
-    def full(content, file):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        save(path, {"config": {}, "gpt": {}, "model": {}})
-    assert load(path)["model"]["w"].tolist() == [1, 1]
-
-
 def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("engine.run.check_lengths", lambda *_: None)  # it refuses so short attempts
     folder = run_here(tmp_path, monkeypatch, "flat", "--max_new=1")  # one token is never a whole answer
@@ -268,17 +248,13 @@ def test_the_papers_presets_have_the_papers_values():
         assert (preset["alpha"], preset["beta1"], preset["temperature"]) == (10.0, 0.01, 1.0)
 
 
-def test_help_lists_every_preset_with_its_use_and_its_settings():
-    text = " ".join(script("train.py", "--help").stdout.split())
-    for name, (why, values) in PRESETS.items():
-        settings = " ".join(f"--{key}={value}" for key, value in values.items())
-        assert f"{name}: {why} {settings}" in text, name
-
-
-def test_help_lists_every_field_with_its_reason():
+def test_help_lists_every_preset_and_every_field_with_its_reason():
     done = script("train.py", "--help")
     text = " ".join(done.stdout.split())
     assert done.returncode == 0
+    for name, (why, values) in PRESETS.items():
+        settings = " ".join(f"--{key}={value}" for key, value in values.items())
+        assert f"{name}: {why} {settings}" in text, name
     for field in Config.__dataclass_fields__.values():
         reason = field.metadata["why"]
         found = f"--{field.name} " in text and " ".join(reason.split()) in text
