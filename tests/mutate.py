@@ -27,6 +27,7 @@ import math
 import multiprocessing
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -70,6 +71,7 @@ def main() -> None:
             try:
                 run(pool, tree, mutants, o.tests.split(","), o.seconds)
             except KeyboardInterrupt:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
                 pool.shutdown(cancel_futures=True)
                 sys.exit("stopped; the same command goes on")
 
