@@ -41,10 +41,8 @@ class BaseSettings:
     base_batch: int = option(96, "dialogues a step", 1, 10**4)
     base_lr: float = option(0.002, "learning rate", 0, 10)
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)
-    copy: float = option(0.85, "share of later turns that repeat the attempt before: the habit to break", 0, 1)
-    right: float = option(
-        0.01, "share of later turns that are right: the ability to find, rare on purpose", 0, 1
-    )
+    copy: float = option(0.85, "share of later turns that repeat the one before: the habit to break", 0, 1)
+    right: float = option(0.003, "share of later turns that are right: the ability to find, and rare", 0, 1)
     slip: float = option(0.2, "share of the wrong first attempts whose answer is taught, too", 0, 1)
     easy_until: float = option(0.5, "until this part of the steps, easier problems are mixed in", 0, 1)
     own_from: float = option(0.3, "after this part of the steps, some wrong first attempts are its own", 0, 1)
