@@ -518,11 +518,7 @@ OTHER_FILES = ("none.safetensors", "..", "/etc/passwd", "../llama/model.safetens
 HF_FOLDERS = {
     **{
         f"{family}: {key} is {value!r}": (family, "config.json", in_json(key, value))
-        for family, settings in (
-            ("llama", dict.fromkeys(SIZES, NO_SIZE)),
-            ("llama", SETTINGS),
-            ("gpt2", GPT2),
-        )
+        for family, settings in (("llama", SETTINGS), ("gpt2", GPT2))
         for key, values in settings.items()
         for value in values
     },
