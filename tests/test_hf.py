@@ -211,11 +211,11 @@ def test_broken_folders_are_refused_by_name(folder, tmp_path):
     refused("no file .*config.json", tmp_path / "nowhere")
     config, weights = folder / "config.json", folder / "model.safetensors"
     right = config.read_bytes()
-    for text, words in [
+    for text, words in (
         ("{", "not a JSON"),
         ("[]", "not a JSON"),
         ('{"model_type": "llama"}', "no 'num_att"),
-    ]:
+    ):
         config.write_text(text, encoding="utf-8")
         refused(words)
     config.write_bytes(right)

@@ -13,12 +13,10 @@ from pretrained import logits
 from test_hf_tokenizer import texts
 
 from engine import smollm2
-from engine.hf import export, load_pretrained
+from engine.hf import load_pretrained
 from engine.hf_tokenizer import read_tokenizer
-from engine.lora import add_lora, without_lora
 from model import KVCache
 from rollout import sample_dialogues
-from train import Config
 
 pytestmark = pytest.mark.slow
 
@@ -106,19 +104,3 @@ def test_greedy_dialogues_of_two_turns_are_those_of_transformers(smol):
         ids = smol.theirs.generate(torch.tensor([ids]), **greedy)[0].tolist()
         ids += request if ids[-1] == end else [end, *request]
         assert rollout.row(b) == smol.theirs.generate(torch.tensor([ids]), **greedy)[0].tolist()
-
-
-def test_merged_adapters_are_exported_to_what_transformers_reads(smol, tmp_path):
-    model = add_lora(load_pretrained(smol.folder), 4)
-    for name, p in model.named_parameters():
-        if name.endswith("lora_b"):
-            torch.nn.init.normal_(p, std=0.02)
-    export(model, Config(init=str(smol.folder), lora=4), tmp_path)
-    ids = torch.tensor([smol.tokenizer.user_turn(PROMPTS[0])])
-    back, base = logits(by_transformers(tmp_path), ids), logits(smol.model, ids)
-    assert (back - logits(model, ids)).abs().max() < 1e-3
-    assert (back - base).abs().max() > 0.1
-    assert torch.equal(logits(without_lora(model), ids), base)
-    text = "It is 1234, isn't it?"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.encode(text) == smol.tokenizer.encode(text)
