@@ -73,7 +73,7 @@ def main() -> None:
             except KeyboardInterrupt:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 pool.shutdown(cancel_futures=True)
-                sys.exit("stopped; the same command goes on")
+                raise
 
 
 def run(
@@ -208,4 +208,7 @@ def mentions(tree: Path) -> dict[str, set[tuple[str, int]]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
