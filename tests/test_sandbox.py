@@ -475,7 +475,10 @@ def test_a_machine_that_breaks_later_is_an_error_and_no_verdict(tmp_path):
 
 @LINUX
 def test_no_program_runs_with_fewer_layers_than_at_first(tmp_path):
-    module = altered(tmp_path, '    libc("chroot", b"/dev")\n', "    raise OSError\n")
+    module = altered(tmp_path, '        libc("pivot_root", b"/proc", b"/proc")', "        raise OSError")
+    late = squares("def f(x):\n    import colorsys\n    return x * x")
+    verdict, note = module.judge(late, 3)  # a program still has its library where the root folder fails
+    assert (verdict, note.split(", ")[0]) == ("right", "namespaces")
     module.FOUND[module.LAYERS] = []  # as if the check had found all layers
     verdict, note = module.judge(squares(RIGHT), 3, [])
     assert verdict == "unjudged" and "now refuses namespaces" in note

@@ -401,14 +401,12 @@ def children() -> list[int]:
 
 def lock_in_and_serve(head: dict, requests: int, replies: int, null: int) -> None:
     """Locks this process in, runs the program, and answers the harness's questions until somebody ends it."""
-    from isolation import isolate
+    from isolation import close_all_but, isolate
 
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     try:
-        kept = sorted({2, requests, replies})
-        for low, high in zip(kept, kept[1:] + [1024], strict=True):
-            os.closerange(low + 1, high)
+        close_all_but(requests, replies)
         missing = isolate(head["seconds"], head["layers"], (requests, replies))
         if head["lacking"] is not None and not set(missing) <= set(head["lacking"]):
             raise OSError(f"the machine now refuses {', '.join(missing)}, which it did not do at first")
