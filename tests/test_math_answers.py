@@ -63,6 +63,7 @@ EXTRACTED = [
     ("it falls to -3.", "-3"),
     ("it is 3 or 4", "3 or 4"),
     ("about 3/4 of them", "3/4"),
+    ("The answer is 3. " + "No. " * 10_000 + "It is 4", "4"),  # the end of a long text counts
     ("", None),
     ("no idea", None),
     (r"\boxed{}", None),
@@ -113,6 +114,14 @@ def test_pairs(topic):
 @pytest.mark.parametrize("answer, reference", NO_ANSWERS)
 def test_what_cannot_be_read_equals_nothing(answer, reference):
     assert answers_equal(answer, reference) is None
+
+
+def test_units_differ():
+    text = """cm, mm, km, meters, inches, feet, yards, miles, seconds, minutes, hours, days, weeks, months, years,
+        grams, kilograms, pounds, ounces, liters, ml, gallons, dollars, cents, euros, degrees, percent, mph,
+        radians, square cm, cubic cm, noon, midnight, north, south, east, west, mod 7, mod 8"""
+    units = re.split(r",\s+", text)
+    assert [(a, b) for a in units for b in units if answers_equal(f"5 {a}", f"5 {b}") != (a is b)] == []
 
 
 def test_identities_of_several_variables_hold_for_all_signs():
