@@ -78,7 +78,7 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
         return []
     if not hasattr(os, "fork"):
         raise OSError("programs are judged on Linux and macOS only: on Windows take WSL")
-    lacking = check_machine(LAYERS)
+    lacking = check_machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(workers or cores)
     try:
@@ -87,32 +87,31 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, wait for the jobs that run but start no others
     errors = [error for verdict, error in judged if verdict == "unjudged"]
     if errors:
-        check_machine(LAYERS, again=True)
+        check_machine(again=True)
         count = f"{len(errors)} of {len(jobs)} programs could not be judged"
         warnings.warn(f"{count}, because the sandbox broke. The first error: {errors[0]}", stacklevel=2)
     return [verdict for verdict, _ in judged]
 
 
-def check_machine(layers: tuple[str, ...], again: bool = False) -> list[str]:
+def check_machine(again: bool = False) -> list[str]:
     """Runs a right program, the first time or `again`; returns the layers that this machine refuses.
 
     The first time it warns if there are any. OSError if the program does not come out as right.
     """
     import warnings
 
-    if layers in FOUND and not again:
-        return FOUND[layers]
-    job = Job(
-        "import colorsys\ndef f(x):\n    return x + 1", "assert f(1) == 2", ("f",)
-    )  # imports must work too
-    verdict, note = judge(job, 60, FOUND.get(layers))
+    if LAYERS in FOUND and not again:
+        return FOUND[LAYERS]
+    program = "import colorsys\ndef f(x):\n    return x + 1"  # imports must work too
+    job = Job(program, "assert f(1) == 2", ("f",))
+    verdict, note = judge(job, 60, FOUND.get(LAYERS))
     if verdict != "right":
         raise OSError(f"the sandbox does not work here: a right program came out as {verdict}. {note}")
-    if layers not in FOUND:
-        FOUND[layers] = note.split(", ") if note else []
+    if LAYERS not in FOUND:
+        FOUND[LAYERS] = note.split(", ") if note else []
         if note:
-            warnings.warn(warning(FOUND[layers]), stacklevel=3)
-    return FOUND[layers]
+            warnings.warn(warning(FOUND[LAYERS]), stacklevel=3)
+    return FOUND[LAYERS]
 
 
 def warning(lacking: list[str]) -> str:
