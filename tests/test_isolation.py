@@ -19,6 +19,11 @@ pytestmark = [
 ]
 USERS = ("root", "nobody") if os.geteuid() == 0 else ("ordinary user",)
 NOBODY = 65534
+# Debian's own Python has /usr/lib for its library, which is in the list of what may be read anyway.
+OF_THE_SYSTEM = bool([*Path("/usr/lib").glob("python3.1?/os.py")]) and shutil.which(
+    "python3", path="/usr/bin"
+)
+PYTHONS = {"this Python": sys._base_executable, "Debian's": OF_THE_SYSTEM}
 
 # A program. Its f tries each attack on a victim of its own and returns the names of those that got through.
 # The word before the colon is the harm. `given` tells where the victims are. All of them belong to the user
@@ -58,8 +63,17 @@ def atime(path):
 def pair(domain=socket.AF_UNIX):
     return [s.detach() for s in socket.socketpair()]
 
+def by_descriptor(action, path):
+    for fd in (None, *range(64)):
+        try:
+            return action("../" * 30 + path, dir_fd=fd)
+        except OSError:
+            pass
+    raise OSError
+
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 NEW, ADD_KEY = struct.pack("QQQ", 0, 0, 0), {"x86_64": 248, "aarch64": 217}.get(platform.machine(), -1)
+TIMER, MONOTONIC = {"x86_64": 222, "aarch64": 107}.get(platform.machine(), -1), 1
 XATTR = ctypes.create_string_buffer(b"1")
 ATTRIBUTE = struct.pack("QII", ctypes.addressof(XATTR), 1, 0)
 # p: a file of the user that the program must not touch. r: one in a folder of the library, which it may read.
@@ -67,7 +81,9 @@ ATTACKS = {
     "read: open": lambda p, r: open(p).read(),
     "read: list": lambda p, r: os.listdir(v["folder"]),
     "read: process": lambda p, r: open(f"/proc/{v['pid']}/environ").read(),
+    "read: by a descriptor": lambda p, r: by_descriptor(lambda q, dir_fd: os.open(q, 0, dir_fd=dir_fd), p),
     "see: stat": lambda p, r: os.stat(p),
+    "see: stat by a descriptor": lambda p, r: by_descriptor(os.stat, p),
     "see: attribute": lambda p, r: os.listxattr(p),
     "see: process": lambda p, r: os.stat(f"/proc/{v['pid']}"),
     "change: chmod": lambda p, r: os.chmod(p, 0o640),
@@ -93,6 +109,7 @@ ATTACKS = {
     "change: open to write": lambda p, r: os.open(p, os.O_WRONLY),
     "change: new file": lambda p, r: os.open(p + " new", os.O_CREAT | os.O_WRONLY),
     "change: unlink": lambda p, r: os.unlink(p),
+    "change: unlink by a descriptor": lambda p, r: by_descriptor(os.unlink, p),
     "change: rename": lambda p, r: os.rename(p, p + " new"),
     "change: link": lambda p, r: os.link(p, p + " new"),
     "change: symlink": lambda p, r: os.symlink(p, p + " new"),
@@ -110,6 +127,7 @@ ATTACKS = {
         lambda fd: fcntl.fcntl(fd, fcntl.F_SETOWN, v["disturb: F_SETOWN"]), os.pipe()),
     "disturb: FIOSETOWN": lambda p, r: signal_by_owner(
         lambda fd: fcntl.ioctl(fd, 0x8901, struct.pack("i", v["disturb: FIOSETOWN"])), pair()),
+    "disturb: timers": lambda p, r: call(TIMER, MONOTONIC, None, bytes(8)),
     "disturb: shared memory": lambda p, r: attach(v["memory"]),
     "leave: time of access": lambda p, r: atime(r),
     "leave: key": lambda p, r: call(ADD_KEY, b"user", b"mark", b"1", 1, -3),
@@ -227,6 +245,23 @@ def f(given, reads):
     return found
 """
 
+# A program whose f tells what it sees of the machine.
+VIEW = """
+import ctypes, os, socket, stat
+
+def f():
+    kinds = []
+    for fd in range(1024):
+        try:
+            kinds.append(stat.filemode(os.fstat(fd).st_mode)[0])
+        except OSError:
+            pass
+    new_user = ctypes.CDLL(None).unshare(0x10000000)
+    return {"host": socket.gethostname(), "open": "".join(kinds), "new user": new_user}
+"""
+
+PROGRAMS = {"attacks": ATTACKS, "channels": CHANNELS, "view": VIEW}
+
 # Runs in a process of its own, as root or as an ordinary user: all that needs the right user.
 JUDGE = """
 import ctypes, importlib.util, json, os, shutil, socket, subprocess, sys, time
@@ -305,6 +340,9 @@ def attacks(version, layers):
     warning = sandboxes[version].warning(note.split(", ")) if note else ""
     return {"found": found, "note": note, "warning": warning}
 
+def view(layers):
+    return answer(sandboxes[6], layers, "view")[0]
+
 def channels(layers):
     v = victims("channels")
     target = sleeper()
@@ -339,27 +377,30 @@ def mount(source: str, target: Path) -> None:
     isolation.libc("mount", source.encode(), str(target).encode(), None, 0x5000, None)
 
 
-def ask(user: str, tasks: list[list]) -> list:
-    """The answers to `tasks`, calls of functions of JUDGE, of a process of this user."""
+def ask(user: str, tasks: list[list], python: str = sys._base_executable) -> list:
+    """The answers to `tasks`, calls of functions of JUDGE, of a process of this user, in this Python."""
     folder = Path(tempfile.mkdtemp(prefix="isolation-"))  # pytest's own folders are closed to other users
     try:
         source = Path(isolation.__file__).read_text()
         assert source.count("/usr/share/zoneinfo") == source.count("None, 0, 1), 6)") == 1
-        source = source.replace("/usr/share/zoneinfo", str(folder / "library"))
+        # The library, too, may be one of the paths that are in the list anyway: /usr/lib for Debian's Python.
+        twice = f'{folder}/library", "{folder}/library", "/usr/lib", "/usr/lib/x86_64-linux-gnu'
+        source = source.replace("/usr/share/zoneinfo", twice)
         for version in (1, 2, 5, 6):
             place = folder / f"landlock {version}"
             place.mkdir()
             place.chmod(0o777)  # for its bytecode
             shutil.copy(sandbox.__file__, place)
             (place / "isolation.py").write_text(source.replace("None, 0, 1), 6)", f"None, 0, 1), {version})"))
-        (folder / "programs.json").write_text(json.dumps({"attacks": ATTACKS, "channels": CHANNELS}))
+        (folder / "programs.json").write_text(json.dumps(PROGRAMS))
         (folder / "tasks.json").write_text(json.dumps(tasks))
         folder.chmod(0o777)
-        python, become = sys._base_executable, None
+        command = [python, "-c", JUDGE, str(folder)]
+        become = None
         if user == "nobody":
             mounted = folder / "python"
             mounted.mkdir()
-            python = python.replace(sys.base_prefix, str(mounted))
+            command[0] = command[0].replace(sys.base_prefix, str(mounted))
 
             def become():  # nobody may have no way to this Python, so it is mounted where there is one
                 mount(sys.base_prefix, mounted)
@@ -368,7 +409,6 @@ def ask(user: str, tasks: list[list]) -> list:
                 os.setuid(NOBODY)
                 isolation.libc("prctl", 4, 1)
 
-        command = [python, "-c", JUDGE, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=become, cwd="/")
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -409,9 +449,12 @@ def choices() -> list[tuple[int, tuple[str, ...]]]:
     return [(v, layers) for layers in sets for v in ((1, 2, 5, 6) if "landlock" in layers else (6,))]
 
 
-@pytest.fixture(scope="module", params=USERS)
+@pytest.fixture(scope="module", params=[f"{user}, {python}" for user in USERS for python in PYTHONS])
 def attacked(request) -> dict:
-    answers = ask(request.param, [["attacks", version, layers] for version, layers in choices()])
+    user, python = request.param.split(", ")
+    if not PYTHONS[python]:
+        pytest.skip("no Python of the system that is new enough")
+    answers = ask(user, [["attacks", version, layers] for version, layers in choices()], PYTHONS[python])
     answers = dict(zip(choices(), answers, strict=True))
     if answers[6, sandbox.LAYERS]["note"]:
         pytest.skip(f"this machine refuses {answers[6, sandbox.LAYERS]['note']}")
@@ -431,6 +474,14 @@ def test_the_warning_says_exactly_what_is_not_held(attacked):
 def test_all_layers_hold_all_attacks_with_every_version_of_landlock(attacked):
     for version in (1, 2, 5, 6):
         assert attacked[version, sandbox.LAYERS] == {"found": [], "note": "", "warning": ""}
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_program_with_a_root_folder_of_its_own_sees_only_that(user):
+    """Open are /dev/null and the two pipes. No rights can be had back in a new namespace of users."""
+    sets = [layers for _, layers in choices() if "namespaces" in layers]
+    expected = {"host": "sandbox", "open": "cccpp", "new user": -1}
+    assert ask(user, [["view", layers] for layers in sets]) == [expected] * len(sets)
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -455,11 +506,8 @@ pipe pipe2 memfd_create
 
 def numbers_of(machine: str) -> dict[str, int]:
     """The numbers of all system calls, from the headers of Linux. Without these the test is skipped."""
-    headers = {
-        "x86_64": ("x86_64-linux-gnu/asm/unistd_64.h", "asm/unistd_64.h"),
-        "aarch64": ("asm-generic/unistd.h",),
-    }
-    for header in headers[machine]:
+    headers = {"x86_64": ("x86_64-linux-gnu/asm/unistd_64.h", "asm/unistd_64.h")}
+    for header in headers.get(machine, ["asm-generic/unistd.h"]):
         if (path := Path("/usr/include", header)).is_file():
             pattern = r"#define __NR(?:3264)?_(\w+)\s+(\d+)"
             return {name: int(number) for name, number in re.findall(pattern, path.read_text())}
@@ -468,9 +516,8 @@ def numbers_of(machine: str) -> dict[str, int]:
 
 def outcome(lines: list[tuple], architecture: int, number: int, *args: int) -> int:
     """What the filter answers to a system call, by running its BPF program."""
-    words = (
-        [number, architecture, 0, 0] + [part for a in args for part in (a & 0xFFFFFFFF, a >> 32)] + [0] * 12
-    )
+    halves = [half for arg in args for half in (arg & 0xFFFFFFFF, arg >> 32)]
+    words = [number, architecture, 0, 0, *halves, *[0] * 12]
     place = 0
     while True:
         operation, yes, no, k = lines[place]
@@ -506,23 +553,14 @@ def test_the_filter_names_the_right_calls(machine):
         assert answer(number) == unknown
     assert outcome(lines, 0x40000003, 1) == 0x80000000  # 32-bit calls
     ioctl, fcntl, mmap = numbers["ioctl"], numbers["fcntl"], numbers["mmap"]
-    for command in (
-        0x8901,
-        0x8902,
-        0x40086602,
-        0x401C5820,
-        0x5412,
-    ):  # FIOSETOWN, SIOCSPGRP, attributes, TIOCSTI
+    # FIOSETOWN, SIOCSPGRP, attributes, TIOCSTI
+    for command in (0x8901, 0x8902, 0x40086602, 0x401C5820, 0x5412):
         assert answer(ioctl, 3, command) == answer(ioctl, 3, command + (1 << 32)) == refuse
     assert [answer(ioctl, 3, command) for command in (0x5401, 0x5451)] == [allow] * 2
     assert [answer(fcntl, 3, command) for command in (8, 10, 15, 6, 37, 1024, 1026)] == [refuse] * 7
     assert [answer(fcntl, 3, command) for command in (0, 2, 4, 1030)] == [allow] * 4
-    assert [answer(mmap, 0, 1, 3, flags) for flags in (0x21, 0x22, 0x02, 0x01)] == [
-        refuse,
-        allow,
-        allow,
-        allow,
-    ]
+    mapped = [answer(mmap, 0, 1, 3, flags) for flags in (0x21, 0x22, 0x02, 0x01)]
+    assert mapped == [refuse, allow, allow, allow]
     ways = {os.O_RDONLY: allow, os.O_CREAT | os.O_TRUNC | os.O_WRONLY: allow, os.O_TRUNC | os.O_RDWR: allow}
     ways |= {os.O_TRUNC: refuse, 3: refuse, 3 | os.O_TRUNC: refuse}
     for flags, expected in ways.items():

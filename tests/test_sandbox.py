@@ -59,6 +59,15 @@ ALWAYS = (
 EVERYWHERE = "for fd in range(64):\n    try: os.write(fd, {})\n    except OSError: pass"
 FRAMED = "(lambda d: len(d).to_bytes(4, 'big') + d)(json.dumps({}).encode())"
 
+
+def forged(message: str, end: str = "", times: int = 1) -> str:
+    """A program that writes a message to every file that is open, as often as it says."""
+    return "import os, json, time\n" + EVERYWHERE.format(f"{FRAMED.format(message)} * {times}") + "\n" + end
+
+
+# The expected value, for a program that has found the tests.
+FOUND = "if i >= 0: return int(s[i:].split('==')[1].split()[0])"
+
 # None of these does lasting harm if it gets through, as the tests also run where little holds a program back.
 CHEATS = {
     "sys.exit": "import sys; sys.exit(0)",
@@ -84,12 +93,10 @@ CHEATS = {
     "equals all": function("return E()", f"class E: {ALWAYS}"),
     "equals all, in a list": function("return [E()]", f"class E: {ALWAYS}"),
     "equals all, as a key": function("return {E(): E()}", f"class E: {ALWAYS}"),
-    "int that equals all": function("return E(1)", f"class E(int): {ALWAYS}"),
-    "float that equals all": function("return E(1)", f"class E(float): {ALWAYS}"),
-    "str that equals all": function("return E('1')", f"class E(str): {ALWAYS}"),
-    "list that equals all": function("return E()", f"class E(list): {ALWAYS}"),
-    "tuple that equals all": function("return E()", f"class E(tuple): {ALWAYS}"),
-    "dict that equals all": function("return E()", f"class E(dict): {ALWAYS}"),
+    **{
+        f"{kind} that equals all": function("return E()", f"class E({kind}): {ALWAYS}")
+        for kind in ("int", "float", "str", "list", "tuple", "dict")
+    },
     "class that equals all": function("return E", f"class M(type): {ALWAYS}\nclass E(metaclass=M): pass"),
     "f is such an object": f"class E:\n    {ALWAYS}\n    def __call__(self, x): return self\nf = E()",
     "mock": function("return unittest.mock.MagicMock()", "import unittest.mock"),
@@ -106,17 +113,11 @@ CHEATS = {
     "marker printed": "print('right', flush=True)\n" + function("print('right'); return None"),
     "marker everywhere": "import os\n" + EVERYWHERE.format("b'right'") + "\nos._exit(0)",
     "marker everywhere, later": function(EVERYWHERE.format("b'right'"), "import os"),
-    "verdict as a message": "import os, json\n"
-    + EVERYWHERE.format(FRAMED.format('["right", "right"]'))
-    + "\nos._exit(0)",
-    "answers ahead": "import os, json\n"
-    + EVERYWHERE.format(FRAMED.format('["value", True]') + " * 9")
-    + "\nos._exit(0)",
-    "no answers": "import os, json\n" + EVERYWHERE.format(FRAMED.format('["value"]')) + "\nos._exit(0)",
-    "answer of an unknown kind": "import os, json\n"
-    + EVERYWHERE.format(FRAMED.format('["value", ["eval", "1"]]')),
-    "answer of a wrong shape": "import os, json\n"
-    + EVERYWHERE.format(FRAMED.format('["value", ["dict", [[["list", []], 1]]]]')),
+    "verdict as a message": forged('["right", "right"]', "os._exit(0)"),
+    "answers ahead": forged('["value", True]', "os._exit(0)", 9),
+    "no answers": forged('["value"]', "os._exit(0)"),
+    "answer of an unknown kind": forged('["value", ["eval", "1"]]'),
+    "answer of a wrong shape": forged('["value", ["dict", [[["list", []], 1]]]]'),
     "answer nested deeply": "import os\n" + EVERYWHERE.format("(10**5).to_bytes(4, 'big') + b'[' * 10**5"),
     "answer of 4 GB": "import os\n" + EVERYWHERE.format("b'\\xff' * 99"),
     "answer cut off": "import os\n" + EVERYWHERE.format("b'\\0\\0\\1\\0'") + "\nos._exit(0)",
@@ -129,15 +130,13 @@ CHEATS = {
     "looks for the tests in memory": "import gc, sys, ast\n"
     + function(
         "for o in gc.get_objects():\n    s = ' '.join(map(str, o.values())) if type(o) is dict else str(o)\n"
-        "    i = s.find('assert ' + f'f({x}) == ')\n"
-        "    if i >= 0: return int(s[i:].split('==')[1].split()[0])"
+        f"    i = s.find('assert ' + f'f({{x}}) == ')\n    {FOUND}"
     ),
     "looks for the tests in frames": "import sys\n"
     + function(
         "frame = sys._getframe()\nwhile frame:\n"
-        "    for value in {**frame.f_globals, **frame.f_locals}.values():\n"
-        "        s = str(value)\n        i = s.find('assert ' + f'f({x}) == ')\n"
-        "        if i >= 0: return int(s[i:].split('==')[1].split()[0])\n    frame = frame.f_back"
+        "    for value in {**frame.f_globals, **frame.f_locals}.values():\n        s = str(value)\n"
+        f"        i = s.find('assert ' + f'f({{x}}) == ')\n        {FOUND}\n    frame = frame.f_back"
     ),
     "looks for the tests in its process": "import re\n"
     + function(
@@ -180,24 +179,20 @@ CHEATS = {
     "nested result": function("a = []\nfor _ in range(10**5): a = [a]\nreturn a"),
     "cyclic result": function("a = []; a.append(a); return a"),
     "memory": function("return bytearray(10**10)"),
-    "memory by pieces": function("a = []\nwhile True: a.append(bytearray(10**6))"),
     "list of a billion": function("return [0] * 10**9"),
     "text of a million": function("return 'x' * 10**7"),
     "int of many digits": function("return 1 << 10**8"),
     "endless iterator": function("import itertools; return itertools.count()"),
-    "colliding keys": function("return set(range(0, (2**61 - 1) * 50000, 2**61 - 1))"),
     "disk": function(
         "i = 0\nwhile True:\n    with open(str(i), 'wb') as file: file.write(bytes(10**6))\n    i += 1"
     ),
     "one large file": function("file = open('a', 'wb')\nwhile True: file.write(bytes(10**6))"),
     "many folders": function("import os\nwhile True: os.mkdir('a'); os.chdir('a')"),
     "endless output": function("while True: print('right' * 999)"),
-    "loop": function("while True: pass"),
     "loop at the start": "while True: pass",
     "loop that catches all": function(
         "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
     ),
-    "sleep": function("import time; time.sleep(999)"),
     "regular expression": function("import re; re.match(r'(a+)+$', 'a' * 99 + 'b')"),
     "power": function("return 9 ** 9 ** 9"),
 }
@@ -211,41 +206,31 @@ NO_PROGRAMS = {
     "nested unary": "x = " + "-" * 10**6 + "1",
     "a megabyte of text": "square the number " * 60_000,
 }
-HONEST = {
-    "plain": (RIGHT, SQUARES),
+SOLUTIONS = {
+    "plain": RIGHT,
+    "a script's end": RIGHT + "if __name__ == '__main__':\n    print(f(int(input())))",
+    "prints": "print('hello')\n" + function("print(x); return x * x"),
+    "own check and assert": "def check(c): pass\n" + RIGHT + "assert f(2) == 4",
+    "subclasses": function("return C(x * x)", "class C(int): pass"),
+    "a sum of many": function("return sum(abs(x) for _ in range(abs(x)))"),
+    "lambda": "f = lambda x: x * x",
+    "method": "class A:\n    def square(self, x): return x * x\nf = A().square",
+    "dataclass": "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+    "class A:\n    x: int\ndef f(x): return A(x).x ** 2",
+    "modules": "import heapq, decimal, datetime, statistics, collections, bisect, random, itertools, string\n"
+    "import fractions, hashlib\n" + RIGHT,
+    "late modules": function("import cmath, difflib, calendar\n'x'.encode('utf-16'); return x * x"),
+}
+HONEST = {  # other programs, and tests that they pass
     "empty stdin": ("import os\ndata = os.read(0, 9)\ndef f(x): return data", "assert f(0) == b''"),
-    "a script's end": (RIGHT + "if __name__ == '__main__':\n    print(f(int(input())))", SQUARES),
-    "prints": ("print('hello')\n" + function("print(x); return x * x"), SQUARES),
-    "own check and assert": ("def check(c): pass\n" + RIGHT + "assert f(2) == 4", SQUARES),
-    "subclasses": (function("return C(x * x)", "class C(int): pass"), SQUARES),
-    "a sum of many": (function("return sum(abs(x) for _ in range(abs(x)))"), SQUARES),
-    "lambda": ("f = lambda x: x * x", SQUARES),
-    "method": ("class A:\n    def square(self, x): return x * x\nf = A().square", SQUARES),
-    "dataclass": (
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
-        "class A:\n    x: int\ndef f(x): return A(x).x ** 2",
-        SQUARES,
-    ),
     "state": ("n = 0\n" + function("global n; n += 1; return n"), "assert [f(0), f(0)] == [1, 2]"),
-    "modules": (
-        "import heapq, decimal, datetime, statistics, collections, bisect, random, itertools, string\n"
-        "import fractions, hashlib\n" + RIGHT,
-        SQUARES,
-    ),
-    "late modules": (
-        function("import cmath, difflib, calendar\n'x'.encode('utf-16'); return x * x"),
-        SQUARES,
-    ),
     "a file of its own": (
         function("open('a', 'w').write('hello'); return open('a').read()"),
         "assert f(0) == 'hello'",
     ),
     "nothing secret around": (
-        function(
-            "import os; return set(os.environ) - {'LC_CTYPE', 'LD_LIBRARY_PATH', 'DYLD_LIBRARY_PATH',"
-            " '__CF_USER_TEXT_ENCODING'}"
-        ),
-        "assert f(0) == set()",
+        function("return set(os.environ)", "import os"),
+        "assert f(0) <= {'LC_CTYPE', 'LD_LIBRARY_PATH', 'DYLD_LIBRARY_PATH', '__CF_USER_TEXT_ENCODING'}",
     ),
     "echo": (
         function("return x"),
@@ -258,8 +243,7 @@ HONEST = {
     ),
     "kinds of dict": (
         function(
-            "return Counter(x), defaultdict(int, {1: 2}), OrderedDict(a=1)",
-            "from collections import Counter, defaultdict, OrderedDict",
+            "return Counter(x), defaultdict(int, {1: 2}), OrderedDict(a=1)", "from collections import *"
         ),
         "assert f('aab') == ({'a': 2, 'b': 1}, {1: 2}, {'a': 1})",
     ),
@@ -302,7 +286,7 @@ def refused() -> list[str]:
 @pytest.fixture(scope="module", params=SETTINGS)
 def zoo(request) -> dict[str, str]:
     """The verdicts of all of them, side by side: what one does must not touch the others."""
-    programs = {**CHEATS, **NO_PROGRAMS}
+    programs = {**CHEATS, **NO_PROGRAMS, **SOLUTIONS}
     honest = {name: squares(*job) for name, job in HONEST.items()}
     if request.param == "limits only":
         del honest["a file of its own"]  # no file system of its own, so no files
@@ -315,12 +299,10 @@ def zoo(request) -> dict[str, str]:
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_and_attacks_do_not_pass(zoo, name):
     expected = {"unparsable"} if name == "early return" else {"wrong", "timeout"}
-    if (
-        name == "kills its parent" and os.geteuid()
-    ):  # by limits alone nobody keeps a user from its own processes
+    if name == "kills its parent" and os.geteuid():  # by limits alone it can, if it runs as the same user
         expected = {"wrong", "unjudged"}
     assert zoo.get(name, "wrong") in expected
-    if name.startswith(("loop", "sleep", "regular", "endless output")):
+    if name.startswith(("loop", "regular", "endless output")):
         assert zoo[name] == "timeout"
 
 
@@ -329,30 +311,22 @@ def test_what_is_no_program_is_unparsable(zoo, name):
     assert zoo[name] == "unparsable"
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name", {**SOLUTIONS, **HONEST})
 def test_honest_programs_pass(zoo, name):
     assert zoo.get(name, "right") == "right"
 
 
 def test_no_test_can_take_the_end_of_the_program_or_of_a_loop_for_success():
     swallow = "try:\n    f(1)\nexcept BaseException:\n    pass"
-    jobs = [
-        squares(function(body), swallow)
-        for body in ("import os; os._exit(0)", "while True: pass", "return x")
-    ]
+    ends = ("import os; os._exit(0)", "while True: pass", "return x")
+    jobs = [squares(function(body), swallow) for body in ends]
     jobs += [squares(function("raise StopIteration"), "assert list(map(f, [1, 2])) == []")]
-    jobs += [
-        squares(function("return E()", "class E: pass"), test)
-        for test in ("assert f(1)", "assert not f(1) == 2", "assert f(1) != 2")
-    ]
-    values = [EVERYWHERE.format(FRAMED.format(f'["value", {value}]')) for value in ("None", "'x' * 2**21")]
+    an_object = function("return E()", "class E: pass")
+    jobs += [squares(an_object, f"assert {test}") for test in ("f(1)", "not f(1) == 2", "f(1) != 2")]
+    values = [forged(f'["value", {value}]') for value in ("None", "'x' * 2**21")]
     # This answer is written past the child's own check of the length.
-    jobs += [squares("\n".join(["import os, json", *values]), "assert len(f(1)) == 2**21")]
-    jobs += [
-        squares(RIGHT, "f(1)\nimport sys\nsys.exit(0)\nassert False"),
-        squares(RIGHT, "1 / 0"),
-        squares(RIGHT, "g(1)"),
-    ]
+    jobs += [squares("".join(values), "assert len(f(1)) == 2**21")]
+    jobs += [squares(RIGHT, tests) for tests in ("f(1)\nimport sys\nsys.exit(0)", "1 / 0", "g(1)")]
     assert run_tests(jobs, 2) == ["wrong", "timeout", "right"] + ["wrong"] * 8
 
 
@@ -387,6 +361,15 @@ def running(mark: str) -> list[str]:
     return found
 
 
+def ends(condition) -> bool:
+    """Whether it comes true within ten seconds."""
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @LINUX
 @pytest.mark.parametrize("layers", [FALLBACK, ("namespaces",), ("namespaces", "landlock")], ids=str)
 def test_nothing_that_a_program_leaves_behind_survives(layers, tmp_path, monkeypatch):
@@ -413,11 +396,7 @@ def test_a_harness_that_hangs_or_is_killed_ends_with_all_it_started(tmp_path, mo
     jobs = [squares(RIGHT, tests) for tests in (deaf, "import time\ntime.sleep(99)", dead, SQUARES)]
     with pytest.warns(UserWarning, match="2 of 4 programs could not be judged.*TimeoutExpired"):
         assert run_tests(jobs, 1) == ["unjudged", "timeout", "unjudged", "right"]
-    for _ in range(50):
-        if not running(str(tmp_path)):
-            break
-        time.sleep(0.1)
-    assert running(str(tmp_path)) == []
+    assert ends(lambda: not running(str(tmp_path)))
 
 
 @LINUX
@@ -428,17 +407,11 @@ def test_a_program_outlives_a_killed_trainer_by_its_own_time_only_and_leaves_no_
     place = tmp_path / "temporary"
     place.mkdir()
     trainer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(place)})
-    for _ in range(200):
-        time.sleep(0.05)
-        if len(running(str(tmp_path))) > 1 + len(running(str(place))):  # the harness does not inherit TMPDIR
-            break
+    # The harness does not inherit TMPDIR.
+    assert ends(lambda: len(running(str(tmp_path))) > 1 + len(running(str(place))))
     trainer.kill()
     trainer.wait()
-    for _ in range(100):
-        time.sleep(0.1)
-        if not running(str(tmp_path)):
-            break
-    assert running(str(tmp_path)) == [] and os.listdir(place) == []
+    assert ends(lambda: not running(str(tmp_path))) and os.listdir(place) == []
 
 
 def test_a_machine_that_isolates_less_is_named_once(tmp_path):
@@ -475,7 +448,10 @@ def test_a_machine_that_breaks_later_is_an_error_and_no_verdict(tmp_path):
 
 @LINUX
 def test_no_program_runs_with_fewer_layers_than_at_first(tmp_path):
-    module = altered(tmp_path, '    libc("chroot", b"/dev")\n', "    raise OSError\n")
+    module = altered(tmp_path, '        libc("pivot_root", b"/proc", b"/proc")', "        raise OSError")
+    late = squares("def f(x):\n    import colorsys\n    return x * x")
+    verdict, note = module.judge(late, 3)  # a program still has its library where the root folder fails
+    assert (verdict, note.split(", ")[0]) == ("right", "namespaces")
     module.FOUND[module.LAYERS] = []  # as if the check had found all layers
     verdict, note = module.judge(squares(RIGHT), 3, [])
     assert verdict == "unjudged" and "now refuses namespaces" in note
@@ -493,62 +469,45 @@ def test_elsewhere_the_limits_are_all_there_is(tmp_path, monkeypatch):
     assert verdicts == ["right", "wrong", "unparsable"]
 
 
-# What a program could do to take more than its time.
+# What a program could do to take more than its time, and some tests that help it.
 PIPES = "import os, time\nfor fd in range(3, 99):\n    try: os.fstat(fd)\n    except OSError: continue\n"
+IN_BYTES = PIPES + (
+    "    try:\n        os.write(fd, b'\\0\\x0f\\0\\0')\n"
+    "        while True: os.write(fd, b'['); time.sleep({})\n    except OSError: pass\ntime.sleep(99)"
+)
 COLLIDING = "range(0, (2**61 - 1) * 41000, 2**61 - 1)"  # all have the same hash
+LONG = "f('x' * 10**6)"
 SLOW = {
-    "sleeps": (function("import time; time.sleep(99)"), SQUARES),
-    "loops": (function("while True: pass"), SQUARES),
-    "colliding integers": (function(f"return set({COLLIDING})"), SQUARES),
-    "colliding integers, made by the tests": (
+    "sleeps": [function("import time; time.sleep(99)")],
+    "loops": [function("while True: pass")],
+    "colliding integers": [function(f"return set({COLLIDING})")],
+    "colliding integers, made by the tests": [
         function(f"return list({COLLIDING.replace('41', '30')})"),
         "set(f(3))",
-    ),
-    "colliding integers, as a message": (
-        "import os, json\n" + EVERYWHERE.format(FRAMED.format(f'["value", ["set", list({COLLIDING})]]')),
-        SQUARES,
-    ),
-    "never reads": ("import time; time.sleep(99)", "f('x' * 10**6)"),
-    "answers, then never reads": (function("return x"), "while True: f('x' * 10**6)"),
-    "answers ahead, never reads": (
-        "import os, json, time\n"
-        + EVERYWHERE.format(FRAMED.format('["value", 9]') + " * 3")
-        + "\ntime.sleep(99)",
-        "f('x' * 10**6)\nf('x' * 10**6)",
-    ),
-    "closes its pipes": (function(PIPES + "    os.close(fd)\ntime.sleep(99)"), SQUARES),
-    "a byte at a time": (
-        function(
-            PIPES + "    try:\n        os.write(fd, b'\\0\\x0f\\0\\0')\n"
-            "        while True: os.write(fd, b'['); time.sleep(0.1)\n"
-            "    except OSError: pass\ntime.sleep(99)"
-        ),
-        SQUARES,
-    ),
-    "a long message in bytes": (
-        function(
-            PIPES + "    try:\n        os.write(fd, b'\\0\\x0f\\0\\0')\n"
-            "        while True: os.write(fd, b'[')\n    except OSError: pass\ntime.sleep(99)"
-        ),
-        SQUARES,
-    ),
-    "a regular expression of the tests": (
+    ],
+    "colliding integers, as a message": [forged(f'["value", ["set", list({COLLIDING})]]')],
+    "never reads": ["import time; time.sleep(99)", LONG],
+    "answers, then never reads": [function("return x"), f"while True: {LONG}"],
+    "answers ahead, never reads": [forged('["value", 9]', "time.sleep(99)", 3), f"{LONG}\n{LONG}"],
+    "closes its pipes": [function(PIPES + "    os.close(fd)\ntime.sleep(99)")],
+    "a byte at a time": [function(IN_BYTES.format(0.1))],
+    "a long message in bytes": [function(IN_BYTES.format(0))],
+    "a regular expression of the tests": [
         function("return 'a' * 99 + 'b'"),
         "import re\nre.match('(a+)+$', f(3))",
-    ),
-    "a large power of the tests": (function("return 10**9"), "f(3) ** f(3)"),
-    "ignores signals": (
+    ],
+    "a large power of the tests": [function("return 10**9"), "f(3) ** f(3)"],
+    "ignores signals": [
         function(
             "import signal\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n"
             "    except OSError: pass\nwhile True: pass"
-        ),
-        SQUARES,
-    ),
-    "fills its memory": (function("a = []\nwhile True: a.append(bytearray(10**5))"), SQUARES),
-    "a slow end": (
+        )
+    ],
+    "fills its memory": [function("a = []\nwhile True: a.append(bytearray(10**5))")],
+    "a slow end": [
         function("return x", "class A:\n    def __del__(self):\n        while True: pass\na = A()"),
         "while True: f(1)",
-    ),
+    ],
 }
 
 
@@ -556,18 +515,15 @@ SLOW = {
 def test_no_program_takes_more_than_its_time(layers, monkeypatch):
     """At most half a second more than its limit; and a busy machine needs time to start Python."""
     monkeypatch.setattr(sandbox, "LAYERS", layers)
-    taken = {}
 
-    def timed(name: str) -> str:
+    def timed(job: list[str]) -> tuple[str, float]:
         start = time.monotonic()
-        verdict, note = sandbox.judge(squares(*SLOW[name]), 1)
-        taken[name] = time.monotonic() - start
-        return verdict
+        return sandbox.judge(squares(*job), 1)[0], time.monotonic() - start
 
     with ThreadPoolExecutor(5) as pool:
-        verdicts = dict(zip(SLOW, pool.map(timed, SLOW), strict=True))
-    assert set(verdicts.values()) == {"timeout", "wrong"}, verdicts
-    assert max(taken.values()) < 1 + 0.5 + 1.5, taken
+        judged = dict(zip(SLOW, pool.map(timed, SLOW.values()), strict=True))
+    assert {verdict for verdict, _ in judged.values()} == {"timeout", "wrong"}, judged
+    assert max(seconds for _, seconds in judged.values()) < 1 + 0.5 + 1.5, judged
 
 
 # The task modules.
@@ -599,50 +555,43 @@ def test_tasks_and_splits_of_mbpp(tmp_path):
         for line in json.loads(problem.answer)["tests"].splitlines():
             assert line.strip() in problem.prompt
     balanced = next(p for p in test if "is_tree_balanced" in p.prompt)
-    assert (
-        json.loads(balanced.answer)["names"] == ["Node", "is_tree_balanced"]
-        and "root1.left = Node(2)\n" in balanced.prompt
-    )
+    assert json.loads(balanced.answer)["names"] == ["Node", "is_tree_balanced"]
+    assert "root1.left = Node(2)\n" in balanced.prompt
+
+
+def test_own_rows_of_mbpp(tmp_path):
     row = dict(task_id=700, text="Square.", code=RIGHT, test_list=["assert f(3) == 9"])
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({**row, "attempt": "def f(x): return 0"}) + "\n" + json.dumps(row))
     given, own = mbpp.read(file, "train")
     assert (given.given, own.given) == ("def f(x): return 0", "") and given.prompt == own.prompt
-    assert mbpp.verdicts(
-        [(own, RIGHT), (own, given.given), (own, "No."), (own, f"[BEGIN]\n{RIGHT}[DONE]")]
-    ) == ["right", "wrong", "unparsable", "right"]
+    texts = (RIGHT, given.given, "No.", f"[BEGIN]\n{RIGHT}[DONE]")
+    assert mbpp.verdicts([(own, text) for text in texts]) == ["right", "wrong", "unparsable", "right"]
     with pytest.raises(ValueError, match="no row of the test split, whose task_id is from 11 to 510"):
         mbpp.read(file, "test")
-    bad = [
-        ("test_list", []),
-        ("test_list", "assert"),
-        ("test_list", [1]),
-        ("code", "def"),
-        ("code", "x = 1"),
-        ("text", 1),
-        ("attempt", 1),
-        ("test_list", ["assert"]),
-    ]
-    for key, value in bad:
-        file.write_text(json.dumps(row) + "\n" + json.dumps({**row, key: value}))
-        with pytest.raises(ValueError, match="row 2"):
-            mbpp.read(file, "train")
+    bad = {
+        "test_list": [[], "assert", [1], ["assert"]],
+        "code": ["def", "x = 1"],
+        "text": [1],
+        "attempt": [1],
+    }
+    for key, values in bad.items():
+        for value in values:
+            file.write_text(json.dumps(row) + "\n" + json.dumps({**row, key: value}))
+            with pytest.raises(ValueError, match="row 2"):
+                mbpp.read(file, "train")
 
 
 def test_the_prompts_examples_pass_their_own_tests_and_requests_say_nothing_of_the_verdict():
-    jobs = [
-        Job(code, "\n".join(tests), tuple(mbpp.used_of(code, "\n".join(tests))[0]))
-        for _, tests, code in mbpp.EXAMPLES
-    ]
+    jobs = []
+    for _, lines, code in mbpp.EXAMPLES:
+        tests = "\n".join(lines)
+        jobs.append(Job(code, tests, tuple(mbpp.used_of(code, tests)[0])))
     assert run_tests(jobs) == ["right"] * 3
-    assert (
-        humaneval.CORRECTION_REQUEST == mbpp.CORRECTION_REQUEST
-        and humaneval.FEEDBACK_REQUEST == mbpp.FEEDBACK_REQUEST
-    )
-    assert (
-        all(line.startswith("# ") for line in mbpp.CORRECTION_REQUEST.splitlines())
-        and "may" in mbpp.CORRECTION_REQUEST
-    )
+    assert humaneval.CORRECTION_REQUEST == mbpp.CORRECTION_REQUEST
+    assert humaneval.FEEDBACK_REQUEST == mbpp.FEEDBACK_REQUEST
+    assert all(line.startswith("# ") for line in mbpp.CORRECTION_REQUEST.splitlines())
+    assert "may" in mbpp.CORRECTION_REQUEST
 
 
 def test_humaneval_is_for_reports_and_its_answers_repeat_or_go_on(tmp_path):
@@ -650,12 +599,8 @@ def test_humaneval_is_for_reports_and_its_answers_repeat_or_go_on(tmp_path):
         humaneval.read("anything", "train")
     prompt = "from typing import List\n\ndef g(x):\n    return x * x\n\n"
     prompt += 'def f(x: int) -> List[int]:\n    """Squares."""\n'
-    row = dict(
-        task_id="a",
-        prompt=prompt,
-        entry_point="f",
-        test="def check(candidate):\n    assert candidate(g(3)) == [g(9)]",
-    )
+    tests = "def check(candidate):\n    assert candidate(g(3)) == [g(9)]"
+    row = dict(task_id="a", prompt=prompt, entry_point="f", test=tests)
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({**row, "attempt": "no"}))
     (problem,) = humaneval.read(file, "test")
@@ -676,86 +621,42 @@ def test_humaneval_is_for_reports_and_its_answers_repeat_or_go_on(tmp_path):
         "": "wrong",
         "I can't.": "unparsable",
     }
-    assert (
-        dict(zip(answers, humaneval.verdicts([(problem, text) for text in answers]), strict=True)) == answers
-    )
+    judged = humaneval.verdicts([(problem, text) for text in answers])
+    assert dict(zip(answers, judged, strict=True)) == answers
     file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "test": "def"}))
     with pytest.raises(ValueError, match="row 2.*does not compile"):
         humaneval.read(file, "test")
 
 
-class Mutant(ast.NodeTransformer):
-    """Turns one comparison, operator or number into another: the first that there is in a function."""
-
-    done = False
-
-    def generic_visit(self, node):
-        swaps = {
-            ast.Lt: ast.GtE,
-            ast.Gt: ast.LtE,
-            ast.LtE: ast.Gt,
-            ast.GtE: ast.Lt,
-            ast.Eq: ast.NotEq,
-            ast.NotEq: ast.Eq,
-            ast.Add: ast.Sub,
-            ast.Sub: ast.Add,
-            ast.Mult: ast.Add,
-            ast.FloorDiv: ast.Mult,
-            ast.Mod: ast.Mult,
-            ast.Div: ast.Mult,
-            ast.In: ast.NotIn,
-            ast.And: ast.Or,
-            ast.Or: ast.And,
-        }
-        if not self.done and type(node) in swaps:
-            self.done = True
-            return swaps[type(node)]()
-        if not self.done and isinstance(node, ast.Constant) and type(node.value) is int:
-            self.done = True
-            return ast.Constant(node.value + 1)
-        return super().generic_visit(node)
-
-
-def mutants(code: str) -> tuple[str, str]:
-    """The program with functions that return None, and the program with one small change if it allows one."""
+def emptied(code: str) -> str:
+    """The program with functions that return None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        empty, changed = ast.parse(code), ast.parse(code)
-    for node in ast.walk(empty):
+        tree = ast.parse(code)
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name != "__init__":
             node.body = [ast.Return(ast.Constant(None))]
-    mutant = Mutant()
-    for node in changed.body:
-        if isinstance(node, ast.FunctionDef):
-            mutant.visit(node)
-    return ast.unparse(empty), ast.unparse(changed)
+    return ast.unparse(tree)
 
 
-def test_all_references_of_humaneval_pass_and_their_mutants_fail():
+def test_all_references_of_humaneval_pass_and_empty_ones_fail():
     path = asset("HumanEval.jsonl.gz")
-    problems, rows = (
-        humaneval.read(path, "test"),
-        [row for _, row in read_rows(path, ("canonical_solution",))],
-    )
+    problems = humaneval.read(path, "test")
+    rows = [row for _, row in read_rows(path, ("canonical_solution",))]
     assert len(rows) == 164
-    for i, body in enumerate(r["canonical_solution"] for r in rows):
-        assert (
-            humaneval.program(rows[i]["prompt"] + body, problems[i].prompt, rows[i]["entry_point"])
-            == rows[i]["prompt"] + body
-        )
-    assert (
-        humaneval.verdicts([(p, r["canonical_solution"]) for p, r in zip(problems, rows, strict=True)])
-        == ["right"] * 164
-    )
+    for problem, row in zip(problems, rows, strict=True):
+        code = row["prompt"] + row["canonical_solution"]
+        assert humaneval.program(code, problem.prompt, row["entry_point"]) == code
+    solved = [(problem, row["canonical_solution"]) for problem, row in zip(problems, rows, strict=True)]
+    assert humaneval.verdicts(solved) == ["right"] * 164
     assert set(humaneval.verdicts([(p, "    return None") for p in problems[::3]])) == {"wrong"}
 
 
-def test_references_of_mbpp_pass_and_their_mutants_fail(monkeypatch):
-    """Every seventh row, from all splits: 140 of 974; of every second of these a mutant."""
+def test_references_of_mbpp_pass_and_empty_ones_fail(monkeypatch):
+    """Every seventh row, from all splits: 140 of 974; and every second of these emptied."""
     path = asset("mbpp.jsonl")
     monkeypatch.setitem(mbpp.SPLITS, "all", range(1000))
     rows = [row for _, row in read_rows(path, ("code",))]
     sample = list(zip(mbpp.read(path, "all"), rows, strict=True))[::7]
     assert mbpp.verdicts([(problem, row["code"]) for problem, row in sample]) == ["right"] * 140
-    judged = mbpp.verdicts([(problem, mutants(row["code"])[0]) for problem, row in sample[::2]])
-    assert "right" not in judged
+    assert "right" not in mbpp.verdicts([(problem, emptied(row["code"])) for problem, row in sample[::2]])

@@ -1,17 +1,19 @@
 """Locks a process in, for good, before it runs a hostile program.
 
 On Linux there are three layers:
-- namespaces: its own processes, network and shared memory, and a root folder of its own. That holds Python's
-  library, read-only, and /program, a small folder in memory where the program may write.
+- namespaces: its own processes, network, shared memory, host name and root folder. That folder holds Python's
+  library, read-only, and /program, a small folder in memory where the program may write. The machine's own
+  root folder is unmounted.
 - Landlock: it can open no other file, even if the namespaces are missing.
 - seccomp: it can make no process, thread or socket, send no signal, and change no file's mode, owner, times
   or attributes. System calls newer than Linux 5.0 do not exist for it.
-Limits on time, memory, file sizes and open files come on top. Elsewhere (macOS) the limits are all there is.
-`HARM` in sandbox.py says what a program could do without each of the layers.
+Limits on time, memory, file sizes, open files and timers come on top. Elsewhere (macOS) the limits are all
+there is. `HARM` in sandbox.py says what a program could do without each of the layers.
 
-Some things cannot be hidden. A program sees how busy the machine is, and how fast it can read a library file:
-one that another program has read lately comes from memory. Without namespaces, a program can also `stat` any
-path, and the time when it last read a library file stays for later programs to see.
+Some things cannot be hidden. A program sees how busy the machine is, its kernel, the folder of this project,
+and how fast it can read a library file: one that another program has read lately comes from memory. Without
+namespaces, a program can also `stat` any path, and the time when it last read a library file stays for later
+programs to see.
 
 The harness imports this module by its bare name, as it has no packages.
 """
@@ -40,7 +42,7 @@ def isolate(seconds: float, layers: list[str], pipes: tuple[int, int]) -> list[s
 
     ruleset = attempt("landlock", landlock_ruleset)
     private = attempt("namespaces", enter_namespaces, pipes)
-    missing = []
+    missing, kept = [], list(pipes)
     if os.geteuid() == 0:  # limits do not hold root
         library = os.open(os.path.dirname(os.__file__), os.O_RDONLY)
         try:
@@ -51,23 +53,23 @@ def isolate(seconds: float, layers: list[str], pipes: tuple[int, int]) -> list[s
             missing.append("an unprivileged user")
         # In a container root may lack the right to make namespaces, while any user may make them for itself.
         private = private or attempt("namespaces", enter_namespaces, pipes)
-        if private:
-            os.close(library)
-        else:
+        if not private:
             import_from(library)
+            kept.append(library)
     if sys.platform == "linux":
         libc("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent. A change of user clears it
         libc("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
         libc("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))  # no capabilities
     limit("CPU", int(seconds) + 2)  # more than its time by the clock, which the harness watches
     limit("FSIZE", 1 << 20 if private else 0)  # without a folder of its own a program fills no files at all
-    limit("NPROC", 0)
     limit("NOFILE", 64)
+    limit("NPROC", 0)
+    limit("SIGPENDING", 0)  # timers, which count for the whole user
     if ruleset:
         if private:
             landlock_allow(*ruleset, "/program")
         libc("syscall", 446, ruleset[0], 0)
-        os.close(ruleset[0])
+    close_all_but(*kept)  # a folder that is still open would be a way out of the root folder
     filtered = attempt("seccomp", forbid_calls, os.uname().machine)
     done = {"namespaces": private, "landlock": ruleset, "seccomp": filtered}
     return missing + [layer for layer in done if not done[layer]]
@@ -78,6 +80,13 @@ def limit(name: str, value: int) -> None:
 
     with contextlib.suppress(AttributeError, ValueError, OSError):  # macOS knows no limit on address space
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
+def close_all_but(*kept: int) -> None:
+    """Closes all file descriptors but these and 0, 1 and 2."""
+    kept = sorted({2, *kept})
+    for low, high in zip(kept, [*kept[1:], 1024], strict=True):
+        os.closerange(low + 1, high)
 
 
 def libc(name: str, *args) -> int:
@@ -92,10 +101,10 @@ def libc(name: str, *args) -> int:
 
 
 def library_paths() -> list[str]:
-    """The only files and folders of the machine that a program may read."""
-    library = os.path.dirname(os.path.dirname(os.__file__))
+    """The only files and folders of the machine that a program may read, each of them once."""
+    library = os.path.dirname(os.path.dirname(os.__file__))  # may be one of the next ones
     others = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", os.devnull)
-    return [library, *(path for path in others if os.path.exists(path))]
+    return sorted({library, *filter(os.path.exists, others)})
 
 
 def import_from(fd: int) -> None:
@@ -131,6 +140,7 @@ def enter_namespaces(pipes: tuple[int, int]) -> bool:
             os.close(fd)
         os.waitpid(child, 0)
         os._exit(0)
+    libc("sethostname", b"sandbox", 7)
     enter_root_folder()
     return True
 
@@ -138,28 +148,43 @@ def enter_namespaces(pipes: tuple[int, int]) -> bool:
 def enter_root_folder() -> None:
     """Makes and enters a root folder in memory: Python's library, read-only, and /program to write to.
 
-    Nothing else of the machine is left to be seen. The new root is mounted over /dev, which only this
-    namespace notices.
+    It is built over /proc, which only this namespace notices. Then it becomes the root, and the old root is
+    unmounted. The program gets a folder inside it: where `chroot` holds, Linux makes no further namespaces of
+    users, in which the program would have root's rights again. OSError, and /proc as it was, if a step fails.
     """
+    # Asked for first, as some users have no way to the library.
+    folders = {path: stat.S_ISDIR(os.stat(path).st_mode) for path in library_paths()}
     libc("mount", None, b"/", None, 0x4000 | 0x40000, None)  # MS_REC, MS_PRIVATE: the next ones stay in here
-    held = {path: os.open(path, os.O_PATH) for path in library_paths()}
-    libc("mount", b"none", b"/dev", b"tmpfs", 2 | 4, b"size=1m,mode=755")  # MS_NOSUID, MS_NODEV
-    for path, fd in held.items():
-        target = "/dev" + path
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            os.makedirs(target, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
-        source = f"/proc/self/fd/{fd}".encode()
-        libc("mount", source, target.encode(), None, 0x1000 | 0x4000, None)  # MS_BIND, MS_REC
-        os.close(fd)
-    os.mkdir("/dev/program")
-    attributes = struct.pack("QQQQ", 1, 0, 0, 0)  # MOUNT_ATTR_RDONLY: then not even times of access change
-    libc("syscall", 442, -100, b"/dev", 0x8000, attributes, len(attributes))  # mount_setattr, AT_RECURSIVE
-    libc("mount", b"none", b"/dev/program", b"tmpfs", 2 | 4, b"size=16m,nr_inodes=1000,mode=777")
-    libc("chroot", b"/dev")
+    libc("mount", b"none", b"/proc", b"tmpfs", 2 | 4, b"size=1m,mode=755")  # MS_NOSUID, MS_NODEV
+    try:
+        os.makedirs("/proc/inside/program")
+        for path, is_folder in folders.items():
+            show_in("/proc/inside", path, is_folder)
+        attributes = struct.pack("QQQQ", 1, 0, 0, 0)  # MOUNT_ATTR_RDONLY: not even times of access change
+        libc("syscall", 442, -100, b"/proc", 0x8000, attributes, len(attributes))  # mount_setattr, recursive
+        libc("mount", b"none", b"/proc/inside/program", b"tmpfs", 2 | 4, b"size=16m,nr_inodes=1000,mode=777")
+        libc("pivot_root", b"/proc", b"/proc")  # the old root now lies over the new one
+    except OSError:
+        libc("umount2", b"/proc", 2)  # MNT_DETACH
+        raise
+    libc("umount2", b"/", 2)
+    os.chroot("/inside")
     os.chdir("/program")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):  # until now /dev/null of the old root
+        os.dup2(null, fd)
+
+
+def show_in(root: str, path: str, is_folder: bool) -> None:
+    """Mounts a file or folder in the new root folder, under the same path.
+
+    The mount is by the path and not by a descriptor: one left open would be a way back to the old root.
+    """
+    target = root + path
+    os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
+    if not is_folder:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+    libc("mount", os.fsencode(path), os.fsencode(target), None, 0x1000 | 0x4000, None)  # MS_BIND, MS_REC
 
 
 def landlock_ruleset() -> tuple[int, int]:

@@ -10,10 +10,11 @@ r"""The checker of mathematics: finds the answer in a text and tells whether two
 - Variables are real. Expressions are compared where both are real: \sqrt x\sqrt y equals \sqrt{xy}.
 - A list without brackets may be in any order, and it equals the set of its items. "3 or 4" is right where
   both are asked for, and never where one is. Only a set may repeat a member. Tuples keep their order.
-- An inequality for one variable is the interval of its values: x > 5 equals (5, \infty). But an equation that
-  is not solved, x^2 = 4, does not equal its solutions.
+- An inequality for one variable is the interval of its values: x > 5 equals (5, \infty). But what is not
+  solved, as x^2 = 4 or |x-3| < 2, does not equal its solutions.
 - Words after a number are dropped, and so is `x =` before it. But where both answers have a unit, or both are
-  equations, these must agree. % and degrees are units: 50% is 50, not 0.5. A number in another base keeps it.
+  equations, these must agree, except that f(x) may be called y. %, degrees, noon and north are units: 50% is
+  50, not 0.5. A number in another base keeps it.
 """
 
 import functools

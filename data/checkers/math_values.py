@@ -74,7 +74,8 @@ UNIT_NAMES = r"""
 cm centimeter centimetre, mm millimeter millimetre, km kilometer kilometre, m meter metre, inch inche in,
 ft foot feet, yard yd, mile mi, second sec s, minute min, hour hr h, day, week, month, year yr, gram g,
 kg kilogram, lb pound £, oz ounce, liter litre l, ml milliliter millilitre, gallon gal, dollar \$, cent,
-euro €, degree deg °, percent %, mile/hour mph, 2 square squared sq, 3 cubic cubed, radian rad
+euro €, degree deg °, percent %, mile/hour mph, 2 square squared sq, 3 cubic cubed, radian rad,
+noon, midnight, north, south, east, west
 """
 UNITS = {name: names[0].split("/") for names in map(str.split, UNIT_NAMES.split(",")) for name in names}
 CURRENCIES = {r"\$", "£", "€"}
@@ -91,6 +92,7 @@ REWRITES = [
     (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, as LaTeX sets them
     (r"\*\*(?=\S)([^*]+)(?<=\S)\*\*", r" \1 "),  # bold in Markdown
     (r"\*\*", "^"),  # a power in Python
+    (r"(?:(?<=1)st|(?<=2)nd|(?<=3)rd|(?<=[04-9])th|(?<=1[123])th)(?=[\s}$,.]|$)", ""),  # 1st is 1
     (r"(?<!\\)\\(?=\s)", ""),
     (r"\^\s*(\\circ(?![A-Za-z])|\{\s*\\circ\s*\})", "°"),
     ("²", "^2"),
@@ -160,7 +162,7 @@ LETTER = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{\w+\}))?'*(?:\^\{-1\})?"
 NAMES = (
     rf"{LETTER}(?:\([A-Za-z,]+\))?",  # x, \theta, a_1, f(x), f^{-1}(x)
     r"[A-Zf-hpq](?:\^\{-1\})?\(-?[0-9./,]+\)",  # f(2); but x(2) is a product
-    r"[A-Z]{2,4}|\([A-Za-z](?:,[A-Za-z])+\)|(?:«[a-z]+)+",  # AB, (x,y), area of the square
+    rf"[A-Z]{{2,4}}|\({LETTER}(?:,{LETTER})+\)|(?:«[a-z]+)+",  # AB, (r,\theta), area of the square
 )
 NAME = re.compile("|".join(NAMES))
 UNIT = re.compile(r"(?:«mod [0-9]+ |«[A-Za-z]+ |[%°./*'] |\^ (?:\{ )?(?:- )?[1-3] (?:\} )?)*")
@@ -208,7 +210,7 @@ def read_item(tokens: list[str]) -> Value:
         parts, relations = parts[::-1], [relation.replace(">", "<") for relation in relations[::-1]]
     if set(relations) == {"="} and len(parts) == 2 and NAME.fullmatch("".join(parts[1])):  # 5 = x
         parts = parts[::-1]
-    values = [read_item(part) for part in parts]
+    values = [variable("y") if part == list("f(x)") else read_item(part) for part in parts]
     if set(relations) == {"="}:
         named = bool(NAME.fullmatch("".join(parts[0])))
         *others, result = values[named:]

@@ -78,7 +78,7 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
         return []
     if not hasattr(os, "fork"):
         raise OSError("programs are judged on Linux and macOS only: on Windows take WSL")
-    lacking = check_machine(LAYERS)
+    lacking = check_machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(workers or cores)
     try:
@@ -87,32 +87,31 @@ def run_tests(jobs: list[Job], seconds: float = SECONDS, workers: int | None = N
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, wait for the jobs that run but start no others
     errors = [error for verdict, error in judged if verdict == "unjudged"]
     if errors:
-        check_machine(LAYERS, again=True)
+        check_machine(again=True)
         count = f"{len(errors)} of {len(jobs)} programs could not be judged"
         warnings.warn(f"{count}, because the sandbox broke. The first error: {errors[0]}", stacklevel=2)
     return [verdict for verdict, _ in judged]
 
 
-def check_machine(layers: tuple[str, ...], again: bool = False) -> list[str]:
+def check_machine(again: bool = False) -> list[str]:
     """Runs a right program, the first time or `again`; returns the layers that this machine refuses.
 
     The first time it warns if there are any. OSError if the program does not come out as right.
     """
     import warnings
 
-    if layers in FOUND and not again:
-        return FOUND[layers]
-    job = Job(
-        "import colorsys\ndef f(x):\n    return x + 1", "assert f(1) == 2", ("f",)
-    )  # imports must work too
-    verdict, note = judge(job, 60, FOUND.get(layers))
+    if LAYERS in FOUND and not again:
+        return FOUND[LAYERS]
+    program = "import colorsys\ndef f(x):\n    return x + 1"  # imports must work too
+    job = Job(program, "assert f(1) == 2", ("f",))
+    verdict, note = judge(job, 60, FOUND.get(LAYERS))
     if verdict != "right":
         raise OSError(f"the sandbox does not work here: a right program came out as {verdict}. {note}")
-    if layers not in FOUND:
-        FOUND[layers] = note.split(", ") if note else []
+    if LAYERS not in FOUND:
+        FOUND[LAYERS] = note.split(", ") if note else []
         if note:
-            warnings.warn(warning(FOUND[layers]), stacklevel=3)
-    return FOUND[layers]
+            warnings.warn(warning(FOUND[LAYERS]), stacklevel=3)
+    return FOUND[LAYERS]
 
 
 def warning(lacking: list[str]) -> str:
@@ -401,14 +400,12 @@ def children() -> list[int]:
 
 def lock_in_and_serve(head: dict, requests: int, replies: int, null: int) -> None:
     """Locks this process in, runs the program, and answers the harness's questions until somebody ends it."""
-    from isolation import isolate
+    from isolation import close_all_but, isolate
 
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     try:
-        kept = sorted({2, requests, replies})
-        for low, high in zip(kept, kept[1:] + [1024], strict=True):
-            os.closerange(low + 1, high)
+        close_all_but(requests, replies)
         missing = isolate(head["seconds"], head["layers"], (requests, replies))
         if head["lacking"] is not None and not set(missing) <= set(head["lacking"]):
             raise OSError(f"the machine now refuses {', '.join(missing)}, which it did not do at first")
