@@ -64,7 +64,7 @@ def loss_of(model, reference, ids, mask, turns, advantage, betas: tuple[float, f
     return ((beta * turns).sum(1) * kl - credit * chosen).sum() / rows
 
 
-def step(model, reference, optimizers, prompts, request, new: int, correct: Tensor, micro: int) -> None:
+def step(model, reference, optimizer, prompts, request, new: int, correct: Tensor, micro: int) -> None:
     """Sample, score, update. `correct` [B, 2] stands for the checker's verdicts, so nothing is decoded."""
     ids, mask, turns = sample(model, prompts, request, new)
     rewards = correct.float()
@@ -74,16 +74,5 @@ def step(model, reference, optimizers, prompts, request, new: int, correct: Tens
         batch = ids[part], mask[part], turns[part], advantage[part]
         loss_of(model, reference, *batch, (0.3, 0.3), len(ids)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def torchs_optimizers(model, kind: str) -> list[torch.optim.Optimizer]:
-    """As train.py has them: Muon for the blocks' matrices and AdamW for all else, or AdamW alone."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    muon = [p for name, p in named if kind == "muon" and ".layers." in name and p.ndim == 2]
-    taken = {id(p) for p in muon}
-    rest = [p for _, p in named if id(p) not in taken]
-    made = [torch.optim.AdamW(rest, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)]
-    return made + ([torch.optim.Muon(muon, lr=1e-3, weight_decay=0.0)] if muon else [])
+    optimizer.step()
+    optimizer.zero_grad()
