@@ -1,6 +1,6 @@
 """One SCoRe update written with transformers and plain torch, as a careful user would. bench.py times it.
 
-It does what train.py does: two sampled attempts, advantages by outcome, REINFORCE with the KL over the whole
+It does what train.py does: two sampled attempts, RLOO, REINFORCE with the KL over the whole
 vocabulary and the KL still to come. Nothing is done twice and nothing is written for speed.
 """
 
@@ -37,14 +37,14 @@ def sample(model, prompts: list[list[int]], request: list[int], new: int) -> tup
     return ids, mask, turns.expand(len(ids), -1, -1)
 
 
-def advantages(rewards: Tensor, correct: Tensor) -> Tensor:
-    """Each reward minus the mean of the other rows whose earlier attempt had the same outcome [B, 2]."""
-    columns = []
-    for turn in range(2):
-        group = correct[:, 0] if turn else torch.zeros_like(correct[:, 0])
-        same = (group[:, None] == group).float().fill_diagonal_(0)
-        columns.append(rewards[:, turn] - same @ rewards[:, turn] / same.sum(1).clamp(min=1))
-    return torch.stack(columns, 1)
+def advantages(rewards: Tensor, n: int) -> Tensor:
+    """Each reward minus the mean of the other n - 1 dialogues on the same problem [B, 2]."""
+    rows = []
+    for b in range(len(rewards)):
+        first = b // n * n
+        others = [rewards[i] for i in range(first, first + n) if i != b]
+        rows.append(rewards[b] - torch.stack(others).mean(0))
+    return torch.stack(rows)
 
 
 def loss_of(model, reference, ids, mask, turns, advantage, betas: tuple[float, float], rows: int) -> Tensor:
@@ -64,26 +64,15 @@ def loss_of(model, reference, ids, mask, turns, advantage, betas: tuple[float, f
     return ((beta * turns).sum(1) * kl - credit * chosen).sum() / rows
 
 
-def step(model, reference, optimizers, prompts, request, new: int, correct: Tensor, micro: int) -> None:
+def step(model, reference, optimizer, prompts, request, new: int, correct: Tensor, micro: int) -> None:
     """Sample, score, update. `correct` [B, 2] stands for the checker's verdicts, so nothing is decoded."""
     ids, mask, turns = sample(model, prompts, request, new)
     rewards = correct.float()
     rewards[:, 1] += 10 * (rewards[:, 1] - rewards[:, 0])
-    advantage = advantages(rewards, correct)
+    advantage = advantages(rewards, 4)
     for part in torch.arange(len(ids), device=ids.device).split(micro):
         batch = ids[part], mask[part], turns[part], advantage[part]
         loss_of(model, reference, *batch, (0.3, 0.3), len(ids)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def torchs_optimizers(model, kind: str) -> list[torch.optim.Optimizer]:
-    """As train.py has them: Muon for the blocks' matrices and AdamW for all else, or AdamW alone."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    muon = [p for name, p in named if kind == "muon" and ".layers." in name and p.ndim == 2]
-    taken = {id(p) for p in muon}
-    rest = [p for _, p in named if id(p) not in taken]
-    made = [torch.optim.AdamW(rest, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)]
-    return made + ([torch.optim.Muon(muon, lr=1e-3, weight_decay=0.0)] if muon else [])
+    optimizer.step()
+    optimizer.zero_grad()

@@ -6,15 +6,36 @@ import time
 from fractions import Fraction
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import pytest
 
 from data import Problem, load_task
 from data.checkers import math_answers
 from data.checkers.math_answers import answers_equal, extract_answer, read_answer, same
-from experiments.answers import read_pairs
 
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
+
+
+class Pair(NamedTuple):
+    topic: str
+    equal: bool  # whether `answer` is right where `reference` is asked for, as decided by hand
+    answer: str
+    reference: str
+
+
+def read_pairs() -> list[Pair]:
+    """Each line of the file is a verdict, an answer and a reference, or "# " and a topic."""
+    pairs, topic = [], ""
+    for line in Path(__file__).with_name("answer_pairs.tsv").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            topic = line[2:]
+        else:
+            verdict, answer, reference = line.split("\t")
+            pairs.append(Pair(topic, verdict == "equal", answer, reference))
+    return pairs
+
+
 PAIRS = read_pairs()
 
 EXTRACTED = [
