@@ -392,7 +392,7 @@ def test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two(tmp_path):
     out, errors = process.communicate(timeout=240)
     assert process.returncode != 0 and time.time() - killed < 240
     assert "rank 0 stops" in errors and "--resume" in errors, errors
-    assert out.count("base    2/6") == 1 and out.count("size = 2") == 1  # one rank prints
+    assert out.count("base    2/6") == 1 and out.count("division, size 2") == 1  # one rank prints
 
     alone = start("train.py", f"--resume={folder}")
     wait_for_rows(alone.is_alive, folder, 20)
