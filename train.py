@@ -57,7 +57,7 @@ class Config(Settings):
     stage1_steps: int = option(240, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
     stage2_steps: int = option(60, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
     batch: int = option(128, "dialogues an update", 1, 10**4)
-    samples_per_problem: int = option(4, "dialogues of each problem: each is compared with the others", 2)
+    samples_per_problem: int = option(4, "dialogues of each problem: each is compared with the others", 1)
     lr: float = option(0.0007, "learning rate in Stage I", 0, 10)
     stage2_lr: float = option(0.0003, "learning rate in Stage II", 0, 10)
     max_grad_norm: float = option(1.0, "gradients are shortened to it; in Stage II most are longer", 1e-6)
@@ -152,12 +152,12 @@ def rollout_batch(c: Config, stage: Stage, update: int, env: Environment, policy
 def advantages(returns: Tensor, n: int) -> Tensor:
     """Each turn's return minus the mean return of the other dialogues on the same problem, [B, K].
 
-    This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K] has the `n` >= 2 dialogues of a problem
-    one below the other. What another dialogue got is independent of what this one samples, so the baseline
+    This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K] has the `n` dialogues of a problem one
+    below the other; with n = 1 there is no baseline. What another dialogue got is independent of what this one samples, so the baseline
     changes the gradient's noise and not its mean.
     """
     groups = returns.unflatten(0, (-1, n))  # [B / n, n, K]
-    others = (groups.sum(1, keepdim=True) - groups) / (n - 1)
+    others = (groups.sum(1, keepdim=True) - groups) / max(1, n - 1)
     return (groups - others).flatten(0, 1)
 
 

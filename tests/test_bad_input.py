@@ -139,7 +139,6 @@ COMBINATIONS = [
     (["--train_n=5000"], "not 5000: lower --train_n"),
     (["--copy=0.8", "--right=0.5"], "copy + right = 1.3 exceeds 1: lower one of them"),
     (["--dim=30"], "dim=30 must be a multiple of 2 * n_head=8"),
-    (["--baseline=rloo"], "baseline=rloo needs --samples_per_problem=2 or more"),
     (["--batch=10", "--samples_per_problem=3"], "batch=10 is not a multiple of samples_per_problem=3"),
     (["--turns=3", "--offline_first"], "offline_first needs turns=2"),
     (["--stage2_weight2=0"], "alpha must be 0"),

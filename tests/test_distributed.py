@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 BASE = Config(
     task="division", size=2, n_layer=1, dim=32, init="untied.pt", stage1_steps=1, stage2_steps=2, batch=12,
-    baseline="rloo", samples_per_problem=3, micro_batch=2, lr=0.005, stage2_lr=0.005, save_every=1,
+    samples_per_problem=3, micro_batch=2, lr=0.005, stage2_lr=0.005, save_every=1,
     max_new=24, device="cpu", report=False,
 )  # fmt: skip
 # bfloat16 rounds a weight's gradient once a micro-batch. So each micro-batch there is one row: then one
@@ -54,8 +54,8 @@ CASES = {
     "shard masters": dict(dtype="bfloat16", micro_batch=1, shard=True),
     "shard three, tied": dict(init="tied.pt", recompute=True, turns=3, shard=True),
 }
-# Means over a rank's own tokens and baselines of its own rows: not what one process would have.
-OWN = {"own rows": dict(init="", base_steps=3, base_batch=13, own_from=1.0, baseline="by_outcome")}
+# Means over a rank's own tokens: not what one process would have.
+OWN = {"own rows": dict(init="", base_steps=3, base_batch=13, own_from=1.0)}
 RESUMED = ["masters", "lora", "shard plain", "shard masters"]
 
 
@@ -392,7 +392,7 @@ def test_torchrun_survives_a_kill_and_goes_on_with_one_and_with_two(tmp_path):
     out, errors = process.communicate(timeout=240)
     assert process.returncode != 0 and time.time() - killed < 240
     assert "rank 0 stops" in errors and "--resume" in errors, errors
-    assert out.count("base    2/6") == 1 and out.count("size = 2") == 1  # one rank prints
+    assert out.count("base    2/6") == 1 and out.count("division, size 2") == 1  # one rank prints
 
     alone = start("train.py", f"--resume={folder}")
     wait_for_rows(alone.is_alive, folder, 20)

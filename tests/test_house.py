@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.paper_report import Results, cells_of, found
 
@@ -111,6 +112,65 @@ def test_links_of_the_documents_lead_somewhere():
     for path in [ROOT / "README.md", *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+
+
+ENTERED = """
+import json, sys
+import torch
+import train
+from engine.checkpoints import open_run
+from engine.run import Run
+from engine.settings import parse_args
+
+seen, updates, rolls, log = set(), [], train.rollout_batch, Run.log_and_save
+
+
+def profile(frame, event, arg):
+    code = frame.f_code
+    if event == "call" and code.co_filename.startswith(sys.argv[1]) and not code.co_name.startswith("<"):
+        seen.add((code.co_filename, code.co_firstlineno))
+
+
+def rollout_batch(*args):
+    updates.append(1)
+    sys.setprofile(profile if len(updates) == 2 else None)
+    return rolls(*args)
+
+
+def log_and_save(*args):
+    log(*args)
+    sys.setprofile(None)
+
+
+train.rollout_batch, Run.log_and_save = rollout_batch, log_and_save
+words = "--base_steps=1 --stage1_steps=3 --stage2_steps=0 --report=false --log_every=1".split()
+c, _ = parse_args([f"--out={sys.argv[2]}", *words], train.Config, "")
+with open_run(c, "", train.stages) as (c, state):
+    train.train(c, state)
+torch.save(seen, f"{sys.argv[2]}/seen.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_reader_of_one_update_enters_few_functions(tmp_path):
+    """What the default run enters from the second update of Stage I's rollout_batch to the end of its
+    log_and_save: functions of the project, their lines, their files.
+    """
+    command = [sys.executable, "-c", ENTERED, f"{ROOT}/", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seen, lines = torch.load(tmp_path / "seen.pt"), {}
+    for file in {file for file, _ in seen if ".venv" not in file}:
+        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                if (file, first) in seen:
+                    lines[file, first] = node.end_lineno - first + 1
+    files = {Path(file).relative_to(ROOT) for file, _ in lines}
+    in_engine = [file for file, _ in lines if Path(file).parent.name == "engine"]
+    found = len(lines), sum(lines.values()), len(files), len(in_engine)
+    assert {"train.py", "rollout.py", "model.py", "rewards.py"} <= {str(file) for file in files}
+    assert all(n <= most for n, most in zip(found, (50, 560, 10, 14), strict=True)), found
 
 
 @pytest.mark.slow

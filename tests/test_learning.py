@@ -1,10 +1,10 @@
 """Does it learn? A task for which seconds are enough, a model of one layer, a fixed seed."""
 
-import json
 from pathlib import Path
 from statistics import fmean
 
 import pytest
+from run_files import metrics
 
 import data
 import train
@@ -13,8 +13,8 @@ from train import Config, stages
 
 pytestmark = pytest.mark.slow
 
-# Say a digit from 5 to 9. The demonstrations say any digit, so the base is right half of the time in both
-# turns: it has all to gain, and it is soon trained.
+# Say a digit from 5 to 9. Half of the demonstrations do, in both turns, so the base is right half of the
+# time: it has all to gain, and it is soon trained.
 LARGE_DIGIT = """
 from data import Attempt, Problem
 DIGITS_PER_TOKEN = 1
@@ -25,14 +25,15 @@ def parse(prompt):
 def is_correct(problem, text):
     return text in list("56789")
 def attempt(problem, kind, rng):
-    return Attempt(str(rng.randrange(10)), "")
+    return Attempt(str(rng.randrange(5) + 5 * (kind == "right")), "")
 def honest(problem, text):
     return None
 """
 SETTINGS = dict(
-    task="large_digit", n_layer=1, dim=32, base_steps=40, base_batch=32, base_lr=0.02, adam_share=1.0,
-    right_first=1.0, own_from=1.0, batch=64, micro_batch=64, max_new=2, lr=0.005, stage2_lr=0.005, alpha=0.0,
-    beta2=5.0, stage2_beta=0.01, show_every=1000, save_every=1000, device="cpu", report=False,
+    task="large_digit", n_layer=1, dim=32, base_steps=40, base_batch=32, base_lr=0.02, right_first=0.5,
+    slip=1.0, copy=0.0, right=0.5, own_from=1.0, batch=64, samples_per_problem=4,
+    micro_batch=64, max_new=2, lr=0.005, stage2_lr=0.005, alpha=0.0, beta1=0.01, beta2=5.0,
+    stage2_beta=0.01, show_every=1000, save_every=1000, device="cpu", report=False,
 )  # fmt: skip
 
 
@@ -41,8 +42,7 @@ def run(folder: Path, name: str, **settings) -> dict[str, list[float]]:
     c = Config(out=str(folder), name=name, **SETTINGS, **settings)
     with open_run(c, "", stages) as (c, state):
         train.train(c, state)
-    lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for line in lines if (row := json.loads(line))["stage"] != "base"]
+    rows = [row for row in metrics(folder / name) if row["stage"] != "base"]
     return {k: [row[k] for row in rows] for k in ("acc_t1", "acc_t2", "kl_t1", "kl_t2") if rows}
 
 

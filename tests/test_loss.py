@@ -148,11 +148,10 @@ def right(first: tuple, second: tuple) -> tuple[bool, bool]:
     return first[0] != 2, (first[0] + second[0]) % 3 == 1
 
 
-@pytest.mark.parametrize("baseline", ["by_outcome", "rloo"])
 @pytest.mark.parametrize(
     "weights, alpha", [((0, 1), 0), ((1, 1), 10), ((1, 1), 0)], ids=["stage1", "stage2", "plain"]
 )
-def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, weights, alpha):
+def test_policy_gradient_is_exact_in_expectation(policy, reference, weights, alpha):
     """All batches of three dialogues of one problem, with the baseline: their mean gradient is that of eq. 3
     / 4 + 5, KL terms included. In Stage I turn 1 has the gradient of its KL alone.
 
@@ -177,8 +176,8 @@ def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, we
     for dialogues in itertools.combinations_with_replacement(probability, 3):
         orders = len(set(itertools.permutations(dialogues)))
         dialogues = rng.sample(dialogues, 3)
-        correct, problem = torch.tensor([right(*d) for d in dialogues]), torch.zeros(3, dtype=torch.long)
-        advantage = advantages(turn_rewards(correct, weights, alpha), correct, problem, baseline)
+        correct = torch.tensor([right(*d) for d in dialogues])
+        advantage = advantages(turn_rewards(correct, weights, alpha), 3)
         loss, _ = policy_loss(policy, reference, batch_of(dialogues, advantage), betas, 1.0, 3)
         weight = orders * math.prod(probability[dialogue] for dialogue in dialogues)
         mean_loss, total = mean_loss + weight * loss, total + weight
@@ -190,33 +189,31 @@ def test_policy_gradient_is_exact_in_expectation(policy, reference, baseline, we
 # ---------------------------------------------------------------------------------- the baselines
 
 
-def test_the_bonus_scales_turn_two_under_the_baseline_by_outcome():
-    """Given turn 2's context, -alpha * r1 is a constant: that baseline takes it away and leaves a factor 1 +
-    alpha. Under the other one r1 is noise in turn 2's advantage.
+def test_the_bonus_is_a_weight_in_expectation():
+    """-alpha * r1 can't be changed by turn 2. So with and without the bonus, turn 2's advantages, averaged over
+    what the second attempts of a group may be, differ by the factor 1 + alpha.
     """
-    correct = torch.tensor(list(itertools.product([False, True], repeat=2)) * 3)
-    one_problem = torch.zeros(12, dtype=torch.long)
-
-    def of(alpha, baseline):
-        return advantages(turn_rewards(correct, (1, 1), alpha), correct, one_problem, baseline)
-
-    plain, bonus = of(0, "by_outcome"), of(10, "by_outcome")
-    assert torch.allclose(bonus[:, 1], 11 * plain[:, 1], atol=1e-5) and torch.equal(bonus[:, 0], plain[:, 0])
-    assert not torch.allclose(of(10, "rloo")[:, 1], 11 * plain[:, 1], atol=1)
+    firsts, chances = (True, False, False), (0.9, 0.2, 0.6)  # of a right second attempt after each of them
+    means = {
+        alpha: torch.zeros(3, 2, dtype=torch.double) for alpha in (0, 10)
+    }  # [row, second wrong or right]
+    for seconds in itertools.product((False, True), repeat=3):
+        weight = math.prod(p if s else 1 - p for p, s in zip(chances, seconds, strict=True))
+        correct = torch.tensor(list(zip(firsts, seconds, strict=True)))
+        for alpha, mean in means.items():
+            advantage = advantages(turn_rewards(correct, (1, 1), alpha), 3)[:, 1]
+            for row, second in enumerate(seconds):
+                chance = chances[row] if second else 1 - chances[row]
+                mean[row, int(second)] += weight / chance * advantage[row]
+    gains = {alpha: mean[:, 1] - mean[:, 0] for alpha, mean in means.items()}  # all that the gradient sees
+    assert torch.allclose(gains[10], 11 * gains[0], atol=1e-5) and gains[0].abs().min() > 0.5
 
 
 def test_leave_one_out_by_hand():
-    correct = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [0, 0]], dtype=torch.bool)
-    rewards = turn_rewards(correct, (1, 1), 0)
-    by_outcome = advantages(rewards, correct, torch.arange(5), "by_outcome")
-    expected = torch.tensor([[0.75, 1], [0.75, -1], [-0.5, 1], [-0.5, -0.5], [-0.5, -0.5]])
-    assert torch.allclose(by_outcome, expected, atol=1e-6)
-    three = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
-    third = advantages(three.float(), three, torch.arange(4), "by_outcome")[:, 2]
-    assert torch.allclose(third, torch.tensor([1.0, -1, 0, 0]))  # rows with the same attempt 2 are compared
-    by_problem = advantages(rewards, correct, torch.tensor([0, 0, 1, 1, 2]), "rloo")
-    expected = torch.tensor([[0.0, 1], [0, -1], [0, 1], [0, -1], [0, 0]])
-    assert torch.allclose(by_problem, expected, atol=1e-6)
+    returns = torch.tensor([[1.0, 1], [1, 0], [0, 1], [0, 0], [0, 0], [3, 0]])
+    expected = torch.tensor([[0.5, 0.5], [0.5, -1], [-1, 0.5], [-1.5, 0], [-1.5, 0], [3, 0]])
+    assert torch.allclose(advantages(returns, 3), expected)
+    assert torch.equal(advantages(returns, 1), returns)  # nothing to compare with
 
 
 # ---------------------------------------------------------------------------------- what changes nothing

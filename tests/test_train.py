@@ -128,7 +128,7 @@ def test_options_of_the_paper_run(tmp_path, monkeypatch, capsys):
     traces.write_text(json.dumps({"prompt": problem.prompt, "attempts": ["12*6=72<", "14*6=84="]}) + "\n")
     for name, option in [
         ("offline", ["--offline_first"]),
-        ("rloo", ["--baseline=rloo", "--samples_per_problem=4"]),
+        ("rloo", ["--samples_per_problem=2"]),
         ("gamma", ["--gamma=0.5"]),
         ("single", ["--stage2_weight2=0", "--alpha=0"]),
         ("few", ["--train_n=4"]),

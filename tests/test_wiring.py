@@ -33,7 +33,7 @@ from train import Config, Stage, rollout_batch, stages
 
 SMALL = dict(
     task="division", size=2, n_layer=1, dim=32, base_steps=5, base_batch=10, stage1_steps=5, stage2_steps=5,
-    batch=12, samples_per_problem=1, baseline="by_outcome", micro_batch=5, max_new=12, temperature=0.8,
+    batch=12, samples_per_problem=1, micro_batch=5, max_new=12, temperature=0.8,
     max_grad_norm=0.02, lr=0.05, stage2_lr=0.04, beta1=0.5, beta2=2.0, stage2_beta=3.0, save_every=2,
     keep_every=4, show_every=2, device="cpu", report=False,
 )  # fmt: skip
@@ -43,7 +43,7 @@ GAMMA = stages(Config(gamma=0.5))[2]
 
 def config(**settings) -> Config:
     """Of a batch to look at: 12 dialogues on as many problems."""
-    return Config(**dict(batch=12, samples_per_problem=1, baseline="by_outcome", max_new=4) | settings)
+    return Config(**dict(batch=12, samples_per_problem=1, max_new=4) | settings)
 
 
 def even(task, problems, texts, ended):
@@ -373,12 +373,11 @@ def test_the_policy_samples_and_the_reference_makes_the_offline_attempts(small_g
 
 
 @pytest.mark.parametrize("stage", [STAGE_1, STAGE_2, GAMMA], ids=["stage1", "stage2", "gamma"])
-@pytest.mark.parametrize("baseline", ["by_outcome", "rloo"])
-def test_advantages_of_a_batch_by_hand(stage, baseline, small_gpt, tokenizer, monkeypatch):
+def test_advantages_of_a_batch_by_hand(stage, small_gpt, tokenizer, monkeypatch):
     """Rewards, bonus, returns and the comparison with other rollouts, in plain loops. Stage I rewards turn 2
     alone, whatever gamma says. Then what is logged of the batch.
     """
-    c = config(samples_per_problem=3, baseline=baseline, gamma=0.5, alpha=10.0)
+    c = config(samples_per_problem=3, gamma=0.5, alpha=10.0)
     right, real = [(i % 2 == 0, i % 3 == 0) for i in range(12)], train.sample_dialogues
 
     def copies(*args):
@@ -397,10 +396,7 @@ def test_advantages_of_a_batch_by_hand(stage, baseline, small_gpt, tokenizer, mo
         returns.append((stage.weights[0] * first + stage.gamma * two, two))
     assert stage.weights[0] == (0.0 if stage is STAGE_1 else 1.0)
     for i, k in itertools.product(range(12), range(2)):
-        if baseline == "rloo":
-            others = [j for j in range(12) if j != i and j // 3 == i // 3]
-        else:
-            others = [j for j in range(12) if j != i and (k == 0 or right[j][0] == right[i][0])]
+        others = [j for j in range(12) if j != i and j // 3 == i // 3]
         expected = returns[i][k] - sum(returns[j][k] for j in others) / len(others)
         assert batch["advantages"][i, k].item() == pytest.approx(expected, abs=1e-4)
     rewards = [stage.weights[0] * first + second + bonus * (second - first) for first, second in right]
