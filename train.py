@@ -153,8 +153,8 @@ def advantages(returns: Tensor, n: int) -> Tensor:
     """Each turn's return minus the mean return of the other dialogues on the same problem, [B, K].
 
     This is RLOO (Ahmadian et al., arXiv 2402.14740). `returns` [B, K] has the `n` dialogues of a problem one
-    below the other; with n = 1 there is no baseline. What another dialogue got is independent of what this one samples, so the baseline
-    changes the gradient's noise and not its mean.
+    below the other; with n = 1 there is no baseline. What another dialogue got does not depend on what this
+    one samples, so the baseline changes the gradient's noise and not its mean.
     """
     groups = returns.unflatten(0, (-1, n))  # [B / n, n, K]
     others = (groups.sum(1, keepdim=True) - groups) / max(1, n - 1)

@@ -190,8 +190,8 @@ def test_policy_gradient_is_exact_in_expectation(policy, reference, weights, alp
 
 
 def test_the_bonus_is_a_weight_in_expectation():
-    """-alpha * r1 can't be changed by turn 2. So with and without the bonus, turn 2's advantages, averaged over
-    what the second attempts of a group may be, differ by the factor 1 + alpha.
+    """Turn 2 can't change -alpha * r1. So with and without the bonus, turn 2's advantages, averaged over what
+    the second attempts of a group may be, differ by the factor 1 + alpha.
     """
     firsts, chances = (True, False, False), (0.9, 0.2, 0.6)  # of a right second attempt after each of them
     means = {
