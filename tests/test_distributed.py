@@ -28,7 +28,6 @@ from engine.build import make_environment
 from engine.checkpoints import checkpoint_of, load, save
 from engine.processes import gather, my_rows, rank, ranks
 from engine.run import Run
-from engine.settings import parse_args
 from engine.sharding import shard
 from model import GPT, GPTConfig
 from rollout import Rollout, sample_dialogues
@@ -323,18 +322,6 @@ def test_shares_are_contiguous_and_equal(found):
     for each in found[1]:
         assert each["parts"] == [[[0], [1]], [[0, 1, 2], [3, 4, 5]], halves]
     assert [*my_rows(7)] == [0, 1, 2, 3, 4, 5, 6] and gather("x") == ["x"]
-
-
-@pytest.mark.parametrize(
-    "words, mend",
-    [
-        (["--shard=true", "--init=base.pt", "--lora=4"], "lora=0"),
-        (["--shard=true", "--offline_first=true"], "offline_first=false"),
-    ],
-)
-def test_what_cannot_be_sharded_is_refused(words, mend):
-    with pytest.raises(ValueError, match=f"^.*{mend}$"):
-        parse_args(words, Config, "")
 
 
 def test_what_processes_cannot_share_is_refused(monkeypatch):

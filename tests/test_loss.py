@@ -263,14 +263,6 @@ def test_micro_batches_add_up(policy, reference, size, widths):
     assert whole.norm() > 0.01 and torch.allclose(gradient(sum(losses), policy), whole, atol=1e-6)
 
 
-def test_padding_does_not_matter(policy, reference):
-    """What stands to the right of a row's last token changes nothing."""
-    batch = random_batch()
-    padded = {**batch, "ids": F.pad(batch["ids"], (0, 3), value=1), "masks": F.pad(batch["masks"], (0, 3))}
-    a, b = (gradient(loss_of(policy, reference, each)[0], policy) for each in (batch, padded))
-    assert a.norm() > 0.01 and torch.allclose(a, b, atol=1e-6)
-
-
 def test_temperature_divides_the_logits(policy, reference):
     """Scoring at T equals scoring models whose heads are scaled by 1 / T at temperature 1."""
     batch = random_batch()
@@ -295,25 +287,6 @@ def test_a_policy_that_is_its_reference_has_no_gradient_without_reward(policy):
 # ---------------------------------------------------------------------------------- what saves memory
 
 
-def test_chunks_of_the_head_change_nothing_and_save_memory(policy, reference, monkeypatch):
-    """Logits in chunks: the same gradient, and no tensor as large as all logits is kept between passes."""
-    batch, gradients, kept = random_batch(), [], []
-    n = int(batch["masks"][:, :, 1:].sum())
-    for logits_at_once in (2**25, 4 * V):
-        monkeypatch.setattr(memory, "LOGITS_AT_ONCE", logits_at_once)
-        shapes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=shapes: to.append(t.shape) or t, id_):
-            loss, _ = loss_of(policy, reference, batch)
-        gradients.append(gradient(loss, policy))
-        kept.append([shape for shape in shapes if len(shape) == 2 and shape[0] >= n and shape[1] == V])
-    assert torch.allclose(*gradients, atol=1e-6)
-    assert kept[0] and not kept[1]
-
-
-def id_(tensor):
-    return tensor
-
-
 class Largest(TorchDispatchMode):
     """Numbers in the largest tensor that any operation makes, forward and backward."""
 
@@ -328,26 +301,34 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["policy", "supervised"])
-def test_no_tensor_of_all_logits_is_ever_made(kind, monkeypatch):
-    """At a vocabulary of 5,000 an update makes nothing larger than a chunk of logits or the embedding itself.
-    Prompts and padding have no logits even without chunks.
+def test_chunks_of_the_head_change_nothing_and_save_memory(kind, monkeypatch):
+    """At a vocabulary of 5,000 an update makes nothing larger than a chunk of logits or the embedding itself,
+    and keeps no chunk between its passes. The gradient is the same. Without chunks, too, prompts and padding
+    have no logits.
     """
     big = GPTConfig(vocab_size=5000, **SIZES, max_len=64)
     model, reference, batch = GPT(big), GPT(big).requires_grad_(False), random_batch()
     batch = {name: t.repeat(4, *[1] * (t.ndim - 1)) for name, t in batch.items()}  # [28, 11]: 1.5 M logits
     lesson, tokens = taught(batch)
 
-    def largest(chunk):
+    def update(chunk):
+        """The gradient, the largest tensor, and the numbers of logits that wait for the backward pass."""
         monkeypatch.setattr(memory, "LOGITS_AT_ONCE", chunk)
+        kept, hooks = [], torch.autograd.graph.saved_tensors_hooks
+        model.zero_grad()
         with Largest() as mode:
-            if kind == "policy":
-                loss_of(model, reference, batch)[0].backward()
-            else:
-                supervised_loss(model, lesson, tokens).backward()
-        return mode.numbers
+            with hooks(lambda t: kept.append(t.numel() * (t.shape[-1:] == (5000,))) or t, lambda t: t):
+                if kind == "policy":
+                    loss, _ = loss_of(model, reference, batch)
+                else:
+                    loss = supervised_loss(model, lesson, tokens)
+            loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()]), mode.numbers, sum(kept)
 
-    assert largest(50_000) <= 50_000
-    assert largest(10**9) == 5000 * tokens < 28 * 10 * 5000  # the check can fail
+    (whole, most, all_kept), (chunked, few, none_kept) = update(10**9), update(50_000)
+    assert torch.allclose(chunked, whole, atol=1e-6) and whole.norm() > 0.01
+    assert few <= 50_000 and most == 5000 * tokens < 28 * 10 * 5000
+    assert none_kept == 0 < all_kept
 
 
 # ---------------------------------------------------------------------------------- the stages
