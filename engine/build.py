@@ -185,8 +185,7 @@ def overridden(c: Settings, o: EvalOptions, path: str | Path) -> Settings:
     reads_files = hasattr(load_task(task), "read")
     require(task == c.task or not is_toy(c), f"{path} has learned --task={c.task} alone: leave out --task")
     require(o.test_data or c.test_data or not reads_files, f"task={task} reads a file: give --test_data=FILE")
-    test = o.test_data or (c.test_data if reads_files else "")
-    max_new = o.max_new or c.max_new
+    test, max_new = o.test_data or (c.test_data if reads_files else ""), o.max_new or c.max_new
     return dataclasses.replace(c, task=task, max_new=max_new, test_data=test, train_data=test)
 
 
@@ -197,8 +196,8 @@ def check_lengths(c: Settings, env: Environment, max_len: int) -> None:
     if hasattr(env.task, "attempt"):
         right = [env.task.attempt(env.problem(i), "right", Random(0)).text for i in range(20)]
         longest = max(len(env.tokenizer.encode(text)) + 1 for text in right)
-        fits = longest <= c.max_new
-        require(fits, f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new")
+        mend = f"a right attempt at size={c.size} takes {longest} tokens: raise --max_new"
+        require(longest <= c.max_new, mend)
     if c.train_data:
         problems = [*env.task.read(c.train_data, "train"), *env.task.read(c.test_data, "test")]
         prompt = max(map(len, env.prompts(problems)))
