@@ -35,7 +35,7 @@ from data import Environment, seeded
 from data.reading import checked
 from engine import build
 from engine.checkpoints import open_run
-from engine.cli import run_script
+from engine.cli import run_alone, run_script
 from engine.hf import load_pretrained
 from engine.memory import in_chunks, micro_batches
 from engine.options import option, require
@@ -284,16 +284,15 @@ def load_model(path: str | Path, device) -> tuple[GPT, Config]:
     return model, checked(Config, settings, path)  # a setting that was added since has its default
 
 
-def main() -> None:
+def main() -> int:
     c, resume = parse_args(sys.argv[1:], Config, (__doc__ or "").split("\n\nRead")[0])
     with open_run(c, resume, stages) as (c, state):
-        folder, device = Path(c.out) / c.name, build.pick_device(c.device)
-        print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {device}")
+        folder = Path(c.out) / c.name
+        print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {build.pick_device(c.device)}")
         train(c, state)
-    if rank() == 0 and c.report:
-        from eval import report  # not above, because eval.py imports this file
-
-        report(folder, device)
+    if rank() == 0 and c.report:  # in a process of its own, so that it can be made again at any time
+        return run_alone(Path(__file__).with_name("eval.py"), folder, f"--device={c.device}")
+    return 0
 
 
 if __name__ == "__main__":

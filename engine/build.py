@@ -186,8 +186,7 @@ def overridden(c: Settings, o: EvalOptions, path: str | Path) -> Settings:
     reads_files = hasattr(load_task(task), "read")
     require(task == c.task or not is_toy(c), f"{path} has learned --task={c.task} alone: leave out --task")
     require(o.test_data or c.test_data or not reads_files, f"task={task} reads a file: give --test_data=FILE")
-    test = o.test_data or (c.test_data if reads_files else "")
-    max_new = o.max_new or c.max_new
+    test, max_new = o.test_data or (c.test_data if reads_files else ""), o.max_new or c.max_new
     return dataclasses.replace(c, task=task, max_new=max_new, test_data=test, train_data=test)
 
 

@@ -50,8 +50,7 @@ def save(path: Path, content: dict) -> None:
     """
     for name, weight in content["model"].items():
         if not bool(getattr(weight, "_local_tensor", weight).isfinite().all()):
-            mend = "start anew with a lower learning rate"
-            raise FloatingPointError(f"the weight {name} is no longer finite: {mend}")
+            raise FloatingPointError(f"the weight {name} is no longer finite: lower the learning rate")
     content = unshard_content(content)
     if rank() == 0:
         replace(path, lambda file: torch.save(content, file))
@@ -65,15 +64,19 @@ def write(path: Path, text: str) -> None:
 def replace(path: Path, fill: Callable) -> None:
     """Writes a file whole or not at all: after a kill, a power cut or with a full disk the old one stays.
 
-    `fill(file)` writes into a binary file. It runs in a thread, where Ctrl-C does not reach it, because torch
+    `fill(file)` writes into a binary file. It runs in a thread, which Ctrl-C does not reach, because torch
     aborts if it can't end its file. So Ctrl-C takes effect after it.
     """
     draft = path.with_suffix(".tmp")
-    with open(draft, "wb") as file:
-        with ThreadPoolExecutor(1) as writer:
-            writer.submit(fill, file).result()
-        file.flush()
-        os.fsync(file.fileno())
+
+    def write_draft():
+        with open(draft, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(1) as writer:
+        writer.submit(write_draft).result()
     os.replace(draft, path)
 
 
@@ -116,8 +119,8 @@ def open_run(c: Settings, resume: str, stages_of):
     """
     folder = Path(resume).resolve() if resume else Path(c.out) / c.name
     if resume:
-        is_there = (folder / "last.pt").is_file()
-        require(is_there, f"no checkpoint {folder}/last.pt: --resume takes the folder of a stopped run")
+        last = folder / "last.pt"
+        require(last.is_file(), f"no checkpoint {last}: --resume takes the folder of a stopped run")
     else:
         c, state = with_absolute_paths(c), {}  # before the folder is made: --init may name it by mistake
     with locked(folder):
@@ -186,8 +189,8 @@ def stopped_run(folder: Path, Config: type, stages_of) -> tuple[Settings, dict]:
 
 def with_absolute_paths(c: Settings) -> Settings:
     """The config with paths that hold in any working folder. ValueError if `init` is missing."""
-    there = not c.init or Path(c.init).exists()
-    require(there, f"no {c.init}: --init takes a .pt file or a Hugging Face folder (engine/README.md)")
+    mend = f"no {c.init}: --init takes a .pt file or a Hugging Face folder"
+    require(not c.init or Path(c.init).exists(), mend)
     names = ("init", "imitate", "train_data", "test_data", "tokenizer")
     paths = {name: Path(getattr(c, name)) for name in names if getattr(c, name)}
     found = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}  # "gpt2" is no path
@@ -209,8 +212,8 @@ def check_is_free(c: Settings, folder: Path) -> None:
     resume = f'--resume="{folder}" goes on with that run, ' if "last.pt" in files else ""
     mend = f"{resume}--name=... takes another folder, --overwrite=true deletes the files of a run"
     require(c.overwrite or not files, f"{folder} has {', '.join(files[:3])} already: {mend}")
-    init = Path(c.init)
-    require(folder.resolve() not in (init, init.parent), f"{init} would be deleted: take another --name")
+    kept = folder.resolve() not in (Path(c.init), Path(c.init).parent)
+    require(kept, f"{c.init} would be deleted: take another --name")
 
 
 def begin(c: Settings, folder: Path) -> None:

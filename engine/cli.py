@@ -1,6 +1,8 @@
 """How a script ends: what went wrong is one line on stderr, not a traceback, if it isn't a fault of ours."""
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -38,3 +40,14 @@ def run_script(main: Callable[[], int | None]) -> None:
         print(line.replace("\n", " "), file=sys.stderr)
     leave(code)
     sys.exit(code)
+
+
+def run_alone(*command) -> int:
+    """Runs a Python script with its arguments as a process of its own, and returns its exit code.
+
+    SIGTERM is passed on to it. Under torchrun it must not join the group of this process.
+    """
+    env = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}
+    process = subprocess.Popen([sys.executable, *map(str, command)], env=env)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    return process.wait()

@@ -40,6 +40,5 @@ def draw(path: Path, rows: list[dict]) -> None:
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
     axes[-1].set(xlabel=f"updates of RL (faint: each; strong: mean of {n} updates)")
-    figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
     plt.close(figure)

@@ -101,8 +101,7 @@ def table(results: dict) -> str:
     for name, result in results.items():
         for how in ("greedy", "sampled", "training"):
             m = result[how]
-            sign = {"delta": "+"}
-            cells = [f"{100 * m[k]:{sign.get(k, '')}.1f} ± {percent(m['se'][k])}" for k in COLUMNS]
+            cells = [f"{100 * m[k]:{'+' * (k == 'delta')}.1f} ± {percent(m['se'][k])}" for k in COLUMNS]
             rows.append([name, "greedy, training" if how == "training" else how, *cells])
     return markdown(["checkpoint", "how", *COLUMNS.values()], rows)
 

@@ -138,7 +138,7 @@ class EvalOptions:
 
 
 def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
-    """The Config of the command line, and the folder to resume ("" for none).
+    """The Config of the command line, and the folder to resume ("" for none). Overrides are printed.
 
     ValueError names the mend of a bad word.
     """
@@ -160,4 +160,6 @@ def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]
     values = PRESETS[preset][1] | given if preset else given
     sizes = sorted(values.keys() & {"n_layer", "n_head", "dim"}) if values.get("init") else []
     require(not sizes, f"--init brings a model of its own size: leave out --{''.join(sizes[:1])}")
+    for key, value in given.items():
+        print(f"{key} = {value!r}")
     return Config(**values), resume

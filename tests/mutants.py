@@ -1263,7 +1263,7 @@ mutant(
 )
 mutant(
     "init-overwritten", "--overwrite deletes what the new run starts from", "engine/checkpoints.py",
-    "require(folder.resolve() not in (init, init.parent),", "require(True,",
+    "require(kept,", "require(True,",
     "tests/test_runs.py::test_what_the_new_run_starts_from_is_not_deleted",
 )
 mutant(

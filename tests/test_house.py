@@ -29,7 +29,7 @@ MAY_IMPORT = {  # what of this project each part may import, beside itself
     "model": {"data"},
     "rollout": {"data", "model", "engine"},
     "rewards": {"data"},
-    "train": {"data", "model", "rollout", "rewards", "engine", "eval"},  # eval: for the report at the end
+    "train": {"data", "model", "rollout", "rewards", "engine"},
     "eval": {"data", "model", "rollout", "rewards", "train", "engine"},
     "engine": {"data", "model", "rollout"},
 }

@@ -188,6 +188,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(tmp_path, monkeypatch, n
         def write(self, data):
             self.written += 1
             if self.written == number:
+                time.sleep(0.05)  # by now the main thread waits
                 os.kill(os.getpid(), signal.SIGINT)
             return super().write(data)
 
