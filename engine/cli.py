@@ -45,9 +45,12 @@ def run_script(main: Callable[[], int | None]) -> None:
 def run_alone(*command) -> int:
     """Runs a Python script with its arguments as a process of its own, and returns its exit code.
 
-    SIGTERM is passed on to it. Under torchrun it must not join the group of this process.
+    What ends this process ends that one, too. Under torchrun it must not join the group of this process.
     """
     env = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}
     process = subprocess.Popen([sys.executable, *map(str, command)], env=env)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    return process.wait()
+    try:
+        return abs(process.wait())
+    finally:
+        process.terminate()

@@ -366,14 +366,19 @@ def test_extreme_settings_end_well_or_in_one_line_and_leave_finite_weights(setti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end, code, error", [("SIGINT", 1, "stopped\n"), ("SIGTERM", -signal.SIGTERM, "")])
-def test_a_signal_ends_the_report_and_leaves_no_process(end, code, error, tmp_path):
+@pytest.mark.parametrize("end, error", [("SIGINT", "stopped\n"), ("SIGTERM", "")])
+def test_a_signal_ends_the_report_and_leaves_no_process(end, error, tmp_path):
     words = [word for word in SHORT if "report" not in word and "eval_n" not in word]
     process = start("train.py", *words, "--max_new=200", "--eval_n=25", f"--out={tmp_path}")
     while "evaluating" not in (process.output / "stdout").read_text():
         assert process.is_alive()
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(process.pid, getattr(signal, end))
     stopped = finish(process)
-    assert (stopped.returncode, stopped.stderr, children) == (code, error, "")
+    assert stopped.returncode and stopped.stderr == error and children
+    for _ in range(200):
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            break
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
