@@ -48,9 +48,9 @@ from train import Config, load_model, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-SEEDS = {"full": range(10), "tune": range(100, 104), "map": range(3), "quick": range(1)}
-ONE, TWO = Config.stage1_steps, Config.stage2_steps  # SCoRe's updates
-QUICK = dict(base_steps=60, stage1_steps=6, stage2_steps=4, eval_n=100)
+SEEDS = {"full": range(10), "tune": range(100, 103), "map": range(3), "quick": range(1)}
+UPDATES = Config.stage1_steps, Config.stage2_steps  # SCoRe's: Stage I, Stage II
+QUICK = dict(base_steps=60, eval_n=100), (6, 3)  # settings and updates of --quick
 
 
 @dataclass(frozen=True)
@@ -64,103 +64,96 @@ class Method:
     by_outcome: bool = False  # with the baseline of `compared_by_outcome` in the place of RLOO
 
 
-def one_stage(**settings) -> dict:
-    """Settings of a method whose updates are all of Stage II."""
-    return dict(stage1_steps=0, stage2_steps=ONE + TWO) | settings
-
-
-def plain(**settings) -> dict:
-    """Plain RL: both turns are rewarded, without a bonus."""
-    return one_stage(alpha=0.0, **settings)
-
-
-# Each rival's KL weight and learning rate with the best Acc@t2 on seeds 100 to 103, see results/tuning.md.
+# Each rival's KL weight and learning rate with the best Acc@t2 on tuning seeds, see results/tuning.md.
 PLAIN = dict(stage2_beta=0.3, stage2_lr=0.001)
 WEIGHT11 = dict(stage2_beta=0.3, stage2_lr=0.0005)
-SINGLE = dict(stage2_beta=0.1, stage2_lr=0.0005)
+SINGLE = dict(stage2_beta=0.1, stage2_lr=0.001)
 NO_STAGE1 = dict(stage2_beta=1.0, stage2_lr=0.0005)
-SFT_LR, ORACLE_LR, STAR_LR = 0.0005, 0.0005, 0.0005
+PAIR_LR, ORACLE_LR, STAR_LR = 0.0005, 0.0005, 0.0005
+BASE = Method("base", dict(stage1_steps=0, stage2_steps=0), start="", last="base.pt")
 
 
 def methods_of(kind: str) -> dict[str, Method]:
     """The methods of a kind of grid, in the order in which they are trained."""
-    if kind == "tune":
-        return tuning()
-    if kind == "map":
-        return cells()
-    beta = Config.stage2_beta
+    one, two = QUICK[1] if kind == "quick" else UPDATES
     no_rl = dict(stage1_steps=0, stage2_steps=0)
-    imitation, star, star_two = (
-        no_rl | dict(imitate_steps=n) for n in (ONE + TWO, (ONE + TWO) // 3, TWO // 3)
+    ways = {  # all updates in one stage; plain RL has no bonus
+        "plain": dict(stage1_steps=0, stage2_steps=one + two, alpha=0.0),
+        "weight11": dict(stage1_steps=0, stage2_steps=one + two, alpha=0.0, stage2_weight2=11.0),
+        "no_stage1": dict(stage1_steps=0, stage2_steps=one + two),
+        "single": dict(stage1_steps=0, stage2_steps=one + two, alpha=0.0, stage2_weight2=0.0),
+        "pair+": no_rl | dict(imitate_steps=one + two),
+        "oracle": no_rl | dict(imitate_steps=one + two),
+        "star+": no_rl | dict(imitate_steps=(one + two) // 3),
+    }
+    if kind == "tune":
+        return tuning(ways)
+    if kind == "map":
+        return cells(ways)
+    score, beta = dict(stage1_steps=one, stage2_steps=two), Config.stage2_beta
+    star, pair, oracle = (
+        ways[name] | dict(lr=lr)
+        for name, lr in (("star+", STAR_LR), ("pair+", PAIR_LR), ("oracle", ORACLE_LR))
     )
+    star_two = star | dict(imitate_steps=two // 3)
     return {
         "base": BASE,
-        "score": Method("SCoRe"),
+        "score": Method("SCoRe", score),
         "stage1": Method("after Stage I", start="score/stage1.pt", trained=False),
-        "plain": Method("plain RL", plain(**PLAIN)),
-        "weight11": Method("plain RL, weight 11", plain(stage2_weight2=11.0, **WEIGHT11)),
-        "no_stage1": Method("without Stage I", one_stage(**NO_STAGE1)),
-        "single": Method("single-turn RL", plain(stage2_weight2=0.0, **SINGLE)),
-        "no_bonus": Method("without the bonus", dict(alpha=0.0)),
-        "no_bonus_kl": Method("without the bonus, β / 11", dict(alpha=0.0, stage2_beta=beta / 11)),
-        "gamma=1": Method("γ = 1 in Stage II", dict(gamma=1.0)),
-        "gamma=0.05": Method("γ = 0.05 in Stage II", dict(gamma=0.05)),
-        "offline": Method("no online first attempts", dict(offline_first=True)),
-        "star": Method("STaR D", star | dict(lr=STAR_LR), traces="star"),
-        "star+": Method("STaR D+", star | dict(lr=STAR_LR), traces="star+"),
-        "star_two": Method(
-            "STaR D+ as Stage II", star_two | dict(lr=STAR_LR), "score/stage1.pt", traces="star+"
-        ),
-        "pair": Method("Pair-SFT D", imitation | dict(lr=SFT_LR), traces="pair"),
-        "pair+": Method("Pair-SFT D+", imitation | dict(lr=SFT_LR), traces="pair+"),
-        "oracle": Method("oracle SFT", imitation | dict(lr=ORACLE_LR), traces="oracle"),
+        "plain": Method("plain RL", ways["plain"] | PLAIN),
+        "no_stage1": Method("without Stage I", ways["no_stage1"] | NO_STAGE1),
+        "weight11": Method("plain RL, weight 11", ways["weight11"] | WEIGHT11),
+        "pair+": Method("Pair-SFT D+", pair, traces="pair+"),
+        "star+": Method("STaR D+", star, traces="star+"),
+        "oracle": Method("oracle SFT", oracle, traces="oracle"),
+        "single": Method("single-turn RL", ways["single"] | SINGLE),
+        "no_bonus": Method("without the bonus", score | dict(alpha=0.0)),
+        "no_bonus_kl": Method("without the bonus, β / 11", score | dict(alpha=0.0, stage2_beta=beta / 11)),
+        "gamma=1": Method("γ = 1 in Stage II", score | dict(gamma=1.0)),
+        "gamma=0.05": Method("γ = 0.05 in Stage II", score | dict(gamma=0.05)),
+        "offline": Method("no online first attempts", score | dict(offline_first=True)),
+        "score_outcome": Method("SCoRe, baseline by outcome", score, by_outcome=True),
+        "plain_outcome": Method("plain RL, baseline by outcome", ways["plain"] | PLAIN, by_outcome=True),
+        "pair": Method("Pair-SFT D", pair, traces="pair"),
+        "star": Method("STaR D", star, traces="star"),
+        "star_two": Method("STaR D+ as Stage II", star_two, "score/stage1.pt", traces="star+"),
         "self_refine": Method("Self-Refine", trained=False),
-        "score_outcome": Method("SCoRe, baseline by outcome", by_outcome=True),
-        "plain_outcome": Method("plain RL, baseline by outcome", plain(**PLAIN), by_outcome=True),
     }
 
 
-BASE = Method("base", dict(stage1_steps=0, stage2_steps=0), start="", last="base.pt")
-
-
-def tuning() -> dict[str, Method]:
-    """Each rival at each KL weight, and at three learning rates."""
-    found = {"base": BASE, "score": Method("SCoRe")}
-    rivals = {
-        "plain": ("plain RL", plain()),
-        "weight11": ("plain RL, weight 11", plain(stage2_weight2=11.0)),
-        "no_stage1": ("without Stage I", one_stage()),
-        "single": ("single-turn RL", plain(stage2_weight2=0.0)),
-    }
-    for name, (label, settings) in rivals.items():
-        for beta in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
-            for lr in (0.00025, 0.0005, 0.001):
-                own = settings | dict(stage2_beta=beta, stage2_lr=lr)
-                found[f"{name} {beta:g} {lr:g}"] = Method(f"{label}, β {beta:g}, learning rate {lr:g}", own)
-    imitation = dict(stage1_steps=0, stage2_steps=0, imitate_steps=ONE + TWO)
-    for name, label in (("pair+", "Pair-SFT D+"), ("oracle", "oracle SFT"), ("star+", "STaR D+")):
+def tuning(ways: dict[str, dict]) -> dict[str, Method]:
+    """Each rival at several KL weights and learning rates."""
+    found = {"base": BASE}
+    for name in ("plain", "no_stage1", "single", "weight11"):
+        for beta in (0.01, 0.1, 0.2, 0.3, 1.0, 3.0):
+            beta = round(11 * beta, 2) if name == "weight11" else beta  # the same ratio to the reward
+            for lr in (0.0005, 0.001):
+                own = ways[name] | dict(stage2_beta=beta, stage2_lr=lr)
+                found[f"{name} {beta:g} {lr:g}"] = Method(f"{name}, β {beta:g}, learning rate {lr:g}", own)
+    for name in ("pair+", "oracle", "star+"):
         for lr in (0.00025, 0.0005, 0.001, 0.002):
-            steps = (ONE + TWO) // (3 if name == "star+" else 1)
-            own = imitation | dict(lr=lr, imitate_steps=steps)
-            found[f"{name} {lr:g}"] = Method(f"{label}, learning rate {lr:g}", own, traces=name)
+            label = f"{name}, learning rate {lr:g}"
+            found[f"{name} {lr:g}"] = Method(label, ways[name] | dict(lr=lr), traces=name)
     return found
 
 
 MAP_N = (100, 300, 1000, 3000, 0)  # training problems of RL; 0: all that are not held out
-MAP_RIGHT = (0.003, 0.01, 0.03, 0.1)  # share of right later turns in the base's demonstrations
+MAP_RIGHT = (0.001, 0.003, 0.01, 0.03, 0.1)  # share of right later turns in the base's demonstrations
 
 
-def cells() -> dict[str, Method]:
+def cells(ways: dict[str, dict]) -> dict[str, Method]:
     """The map: a base of its own for each cell, and from it plain RL, SCoRe without Stage I, and SCoRe."""
-    found = {}
+    found, trained = (
+        {},
+        {"plain": ways["plain"] | PLAIN, "no_stage1": ways["no_stage1"] | NO_STAGE1, "score": {}},
+    )
     for n in MAP_N:
         for right in MAP_RIGHT:
             own, cell = dict(train_n=n, right=right), f"n={n} right={right:g}"
-            start = f"base {cell}/base.pt"
             found[f"base {cell}"] = dataclasses.replace(BASE, settings=BASE.settings | own)
-            ways = {"plain": plain(**PLAIN), "no_stage1": one_stage(**NO_STAGE1), "score": {}}
-            for name, settings in ways.items():
-                found[f"{name} {cell}"] = Method(f"{name} {cell}", settings | own, start)
+            for name, settings in trained.items():
+                method = Method(f"{name} {cell}", settings | own, f"base {cell}/base.pt")
+                found[f"{name} {cell}"] = method
     return found
 
 
@@ -179,7 +172,7 @@ def run(kind: str, out: str, name: str, seed: int, commit: str = "", device: str
     with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         own = dict(seed=seed, out=str(home), name=name, report=False, overwrite=True, device=device)
         own["init"] = str(start) if method.start else ""
-        c = Config(**{**method.settings, **(QUICK if kind == "quick" else {}), **own})
+        c = Config(**{**(QUICK[0] if kind == "quick" else {}), **method.settings, **own})
         if not method.trained:
             last = start
         elif method.traces:

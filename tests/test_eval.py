@@ -16,7 +16,7 @@ from data import Problem, is_held_out, load_task, train_problems
 from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
 from engine.report import FAILURES, metrics_text, save_transcripts, write_report
-from eval import drift, edit_distance_ratio, evaluate, report, self_correction_metrics, swap_test
+from eval import drift, evaluate, report, self_correction_metrics, swap_test
 from train import Config, load_model
 
 C = Config(size=2, max_new=5, eval_n=12)
@@ -68,14 +68,6 @@ def test_standard_errors_are_the_paired_ones():
 def test_no_wrong_first_attempt_has_no_fix_rate():
     m = self_correction_metrics(torch.ones(5, 2, dtype=torch.bool))
     assert math.isnan(m["fix_rate"]) and m["delta"] == 0
-
-
-def test_edit_distance_ratio():
-    assert edit_distance_ratio("1457", "1457") == 0
-    assert edit_distance_ratio("12", "34") == 1
-    assert edit_distance_ratio("1457", "1467") == 0.25  # one deletion, one insertion, eight characters
-    assert edit_distance_ratio("122", "2321") == pytest.approx(3 / 7)  # the longest common part is 2 2
-    assert edit_distance_ratio("", "") == 0 and edit_distance_ratio("", "9") == 1
 
 
 # ---------------------------------------------------------------------------------- what is measured

@@ -16,14 +16,15 @@ import eval as evaluation
 import train
 from data import Problem, is_held_out, load_task
 from engine.checkpoints import load
+from engine.report import FAILURES
 from experiments import paper
-from experiments.paper import pair_rows, star_rows, vote, vote_curves
+from experiments.paper import pair_rows, star_rows
 
 pytestmark = pytest.mark.slow  # a small grid is trained for it
 
 TINY = dict(
-    stage1_steps=4, stage2_steps=3, eval_n=8, size=2, n_layer=1, dim=32, base_steps=6, base_batch=16,
-    batch=16, micro_batch=16, max_new=11, save_every=1,
+    n_layer=1, dim=32, base_steps=6, base_batch=16, batch=16, micro_batch=16, eval_n=12, train_n=20,
+    samples_per_problem=2, save_every=1,
 )  # fmt: skip
 A, B = Problem("8/2", "4"), Problem("6/2", "3")
 TRACES = [
@@ -40,7 +41,8 @@ def parity(task, problems, texts, ended):
 
     A model as tiny as these is never right.
     """
-    return torch.tensor([[sum(map(ord, text)) % 2 == 0 for text in row] for row in texts]), {}
+    right = torch.tensor([[sum(map(ord, text)) % 2 == 0 for text in row] for row in texts])
+    return right, dict.fromkeys(FAILURES, 0.0)
 
 
 def test_star_keeps_what_went_from_wrong_to_right():
@@ -57,26 +59,6 @@ def test_pairs_are_of_one_problem_and_end_right():
     assert pair_rows(firsts, plus=True, rng=Random(0)) == all_rows
 
 
-def test_majority_vote():
-    assert vote([("a", False), ("b", True), ("b", True)])
-    assert not vote([("a", False), ("a", False), ("b", True)])
-    assert vote([("b", True), ("a", False)]) and not vote([("a", False), ("b", True)])  # a tie: the first
-    assert vote([("b", True), ("b", True), ("b", False)])  # the last was cut off
-
-
-def test_vote_curves_count_attempts_and_tokens(monkeypatch):
-    """One problem, four dialogues, in groups of K first attempts or of K / 2 corrected ones."""
-    monkeypatch.setattr(paper, "SAMPLES", 4)
-    monkeypatch.setattr(paper, "BUDGETS", (2, 4))
-    dialogues = (["4", "5"], ["7", "4"], ["7", "4"], ["4", "4"])
-    samples = [(A, texts, [t == "4" for t in texts]) for texts in dialogues]
-    # K = 2: the first attempts are 4,7 | 7,4, and of a tie the first counts; corrected: 5 | 4 | 4 | 4
-    two = {"k": 2, "parallel": 0.5, "parallel tokens": 2.0, "corrected": 0.75, "corrected tokens": 2.0}
-    # K = 4: 4,7,7,4 is a tie that 4 wins; corrected: 5,4 | 4,4
-    four = {"k": 4, "parallel": 1.0, "parallel tokens": 4.0, "corrected": 0.5, "corrected tokens": 4.0}
-    assert vote_curves(samples, len, str) == [two, four]
-
-
 def test_interval_of_a_known_case():
     """Five values: t(4) = 2.776 times the standard error, here sqrt(2.5 / 5)."""
     report = pytest.importorskip("experiments.paper_report")
@@ -88,23 +70,9 @@ def test_interval_of_a_known_case():
 
 
 def test_problems_and_transitions_are_counted_by_level():
-    nine = Problem("9/3", "3")
-    traces = [(nine, ["9", "3"], [False, True]), *[(A, ["x"] * 2, [True, False])] * 2, TRACES[1]]
-    assert paper.by_level(load_task("division"), traces) == {"2": [3, 3, 0, 2], "3": [1, 0, 1, 0]}
-
-
-def test_edit_distances_are_counted_in_twenty_bins():
-    """The ratio of "ab" and "ac" is 2 / 4, that of texts without a common character 1: in the last bin."""
-    counts = paper.distances([(A, texts, []) for texts in (["ab", "ab"], ["ab", "ac"], ["a", "b"], ["", ""])])
-    assert counts == [2, *[0] * 9, 1, *[0] * 8, 1]
-
-
-def test_own_and_fixed_mistakes_are_compared_on_the_same_problems():
-    own = [(A, [], right) for right in ([False, True], [False, False], [True, True], [False, True])]
-    fixed = [(A, [], right) for right in ([False, False], [False, True], [False, True], [True, True])]
-    assert paper.both_wrong(own, fixed) == {"mended own": 0.5, "mended fixed": 0.5, "wrong": 2}
-    assert paper.both_wrong(own[:1], fixed[:1]) == {"mended own": 1.0, "mended fixed": 0.0, "wrong": 1}
-    assert paper.both_wrong(own[2:3], fixed[2:3]) == {"mended own": None, "mended fixed": None, "wrong": 0}
+    easy, hard = Problem("3*4C7", "7"), Problem("2C3*4+5", "7")
+    traces = [(easy, ["1", "7"], [False, True]), *[(hard, ["x"] * 2, [True, False])] * 2]
+    assert paper.by_level(load_task("calculator"), traces) == {"0": [1, 0, 1, 0], "2": [2, 2, 0, 2]}
 
 
 def test_differences_are_paired_by_seed():
@@ -124,27 +92,21 @@ def result_of(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def whole_grid(tmp_path_factory):
-    """The folder of a seed for which every method has run at a tiny size, in this process.
-
-    The run "fork" has SCoRe's own settings but starts from its Stage I.
-    """
-    out, threads, grid = tmp_path_factory.mktemp("grid"), torch.get_num_threads(), paper.grid
+    """The folder of a seed for which every method has run at a tiny size, in this process."""
+    out, threads = tmp_path_factory.mktemp("grid"), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as settings:
-        settings.setitem(paper.GRIDS, "test", TINY)
+        settings.setattr(paper, "QUICK", (TINY, (4, 3)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(paper, "SAMPLES", 4)
-            patch.setattr(paper, "BUDGETS", (2, 4))
             patch.setattr(evaluation, "correctness", parity)
             patch.setattr(train, "correctness", parity)
-            patch.setattr(paper, "grid", lambda kind: grid(kind) | {"fork": paper.Method("", {}, "stage1")})
-            for name in paper.grid("test"):
-                paper.run("test", str(out), name, 0, "abc")
+            for name in paper.methods_of("quick"):
+                paper.run("quick", str(out), name, 0, "abc")
         torch.set_num_threads(threads)
         yield out
 
 
 def test_runs_share_what_they_start_from(whole_grid):
-    seed, methods = whole_grid / "seed0", paper.grid("test")
+    seed, methods = whole_grid / "seed0", paper.methods_of("quick")
 
     def same(a, b):
         first, second = (load(seed / name)["model"] for name in (a, b))
@@ -153,13 +115,11 @@ def test_runs_share_what_they_start_from(whole_grid):
     for name, method in methods.items():
         if method.trained and not method.traces and name != "base":
             assert same(f"{name}/base.pt", "base/base.pt"), name  # the reference of every run
-    assert same("fork/stage2.pt", "score/stage2.pt")  # so forks differ by their settings alone
-    for name in ("no_bonus", "gamma=1", "alpha=30"):  # they share Stage I; Stage II is their own
+    for name in ("no_bonus", "gamma=1", "gamma=0.05", "no_bonus_kl"):  # Stage I is SCoRe's, bit by bit
         assert same(f"{name}/stage1.pt", "score/stage1.pt")
         assert not same(f"{name}/stage2.pt", "score/stage2.pt")
-        metrics = json_lines(seed / name / "metrics.jsonl")
-        assert [row["stage"] for row in metrics] == ["stage1"] * 4 + ["stage2"] * 3
-        assert metrics[:4] == json_lines(seed / "score" / "metrics.jsonl")[:4]
+    for name in ("plain", "score"):
+        assert not same(f"{name}_outcome/stage2.pt", f"{name}/stage2.pt")  # another baseline
     for number in (1, 3):
         assert same(f"star_two/round{number}/base.pt", "score/stage1.pt")
     assert same("star/round3/base.pt", "base/base.pt")
@@ -168,71 +128,68 @@ def test_runs_share_what_they_start_from(whole_grid):
 
 def test_every_method_makes_its_updates_on_training_problems(whole_grid):
     seed, other = whole_grid / "seed0", {"base": 6, "stage1": 0, "self_refine": 0}
-    other |= {"star": 6, "star+": 6, "star_two": 3}  # 7 is not divisible by 3 or 2
-    for name in paper.grid("test"):
+    other |= {"star": 6, "star+": 6, "star_two": 3}  # 7 is not divisible by 3
+    for name in paper.methods_of("quick"):
         rows = [row for path in (seed / name).rglob("metrics.jsonl") for row in json_lines(path)]
-        assert len(rows) == other.get(name, 28 if name.endswith("_x4") else 7), name
+        assert len(rows) == other.get(name, 7), name
     for traces in seed.rglob("round*.jsonl"):
         prompts = [row["prompt"] for row in json_lines(traces)]
-        assert prompts and not any(is_held_out(prompt, 0) for prompt in prompts), traces
+        assert 0 < len(set(prompts)) <= 20 and not any(is_held_out(prompt, 0) for prompt in prompts), traces
 
 
 def test_every_method_is_measured(whole_grid):
-    results = {name: result_of(whole_grid / "seed0" / name) for name in paper.grid("test")}
-    parts = {"greedy", "sampled", "training", "distances", "levels", "swap", "fixed"}
+    results = {name: result_of(whole_grid / "seed0" / name) for name in paper.methods_of("quick")}
     for name, result in results.items():
-        assert parts <= result.keys() and sum(result["distances"]["held-out"]) == 8, name
+        assert {"greedy", "sampled", "training", "levels", "swap", "curve"} <= result.keys(), name
+        assert result["greedy"]["n"] == 12 and sum(row[0] for row in result["levels"].values()) == 12
     assert results["self_refine"]["greedy"]["acc_t1"] == results["base"]["greedy"]["acc_t1"]
-    assert results["stage1"]["fixed"]["acc_t1"] == results["base"]["greedy"]["acc_t1"]  # the base's attempts
-    for name in ("score", "pair"):  # every second update, and the ends of the stages
-        assert [row["update"] for row in results[name]["kept"]] == [0, 2, 4, 6, 7]
-    assert len(results["score"]["greedy"]["acc"]) == 10 and len(results["score"]["votes"]) == 2
+    assert len(results["base"]["curve"]["acc_t1"]) == 0 < len(results["score"]["curve"]["acc_t1"])
 
 
-def test_the_report_is_written(whole_grid, tmp_path):
+def test_the_reports_are_written(whole_grid, tmp_path):
     pytest.importorskip("matplotlib")
     from experiments.paper_report import write_report
 
-    labels = {name: method.label for name, method in paper.grid("test").items()}
-    ignored = shutil.ignore_patterns("fork", "*.pt")
-    out = Path(shutil.copytree(whole_grid, tmp_path / "out", ignore=ignored))
+    labels = {name: method.label for name, method in paper.methods_of("quick").items()}
+    out = Path(shutil.copytree(whole_grid, tmp_path / "out", ignore=shutil.ignore_patterns("*.pt")))
     rows = paper.gather_results(out, tmp_path / "paper.json")
     assert len(rows) == len(labels) and all(row["commit"] == "abc" for row in rows)
     assert paper.gather_results(out / "nothing", tmp_path / "paper.json") == rows  # old ones stay
-    text = write_report(rows, labels, tmp_path).read_text(encoding="utf-8")
-    assert "| SCoRe without the bonus |" in text and "nan" not in text
+    text = write_report("quick", rows, labels, tmp_path).read_text(encoding="utf-8")
+    assert "| without the bonus |" in text and "nan" not in text
     pictures = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
-    assert len(pictures) == 8 and all((tmp_path / picture).exists() for picture in pictures)
-    assert write_report([row for row in rows if row["method"] in ("base", "score", "both")], labels, tmp_path)
+    assert len(pictures) == 2 and all((tmp_path / picture).exists() for picture in pictures)
+    few = [row for row in rows if row["method"] in ("base", "score", "plain")]
+    assert write_report("quick", few, labels, tmp_path)
     with pytest.raises(ValueError, match="no result yet of"):
-        write_report(rows[:1], labels, tmp_path)
+        write_report("quick", rows[:1], labels, tmp_path)
     with pytest.raises(ValueError, match="different settings"):
-        write_report([*rows, rows[-1] | {"batch": 3}], labels, tmp_path)
+        write_report("quick", [*rows, rows[-1] | {"batch": 3}], labels, tmp_path)
+    for kind, method, file in (("map", "plain", "map.png"), ("tune", "plain", "tuning.md")):
+        labels = {name: m.label for name, m in paper.methods_of(kind).items()}
+        names = [name for name in labels if name.startswith(method)]
+        same = next(row for row in rows if row["method"] == method)
+        page = write_report(kind, [same | {"method": name} for name in names], labels, tmp_path)
+        assert (tmp_path / file).exists() and page.exists()
 
 
-def test_a_run_with_other_settings_is_not_resumed(tmp_path, monkeypatch):
-    monkeypatch.setitem(paper.GRIDS, "test", TINY)
-    c = paper.Config(**TINY, out=str(tmp_path), name="base", report=False, device="cpu")
-    (tmp_path / "base").mkdir()
-    state = {"config": paper.dataclasses.asdict(c), "gpt": {}, "model": {}, "stage": 0, "step": 0}
-    state |= {"optimizers": [], "seconds": 0.0}
-    paper.save(tmp_path / "base" / "last.pt", state)
-    (tmp_path / "base" / "metrics.jsonl").touch()
+def test_a_run_with_other_settings_is_not_resumed(tmp_path):
+    c = paper.Config(**TINY, out=str(tmp_path), name="base", report=False, device="cpu", stage1_steps=0)
+    c = paper.dataclasses.replace(c, stage2_steps=0)
+    paper.go_on(c)
     with pytest.raises(ValueError, match="begun with other settings"):
         paper.go_on(paper.dataclasses.replace(c, seed=1))
 
 
 def run_no_bonus(out: str) -> None:
-    """A forked run with a longer Stage II, in a process of its own."""
-    paper.GRIDS["test"] = TINY | {"stage2_steps": 30}
-    paper.SAMPLES, paper.BUDGETS = 4, (2,)
-    paper.run("test", out, "no_bonus", 0)
+    """A run with a longer Stage II, in a process of its own."""
+    paper.QUICK = TINY, (4, 30)
+    paper.run("quick", out, "no_bonus", 0)
 
 
 def test_a_killed_run_goes_on_to_the_same_result(whole_grid, tmp_path):
-    """SIGKILL in Stage II of a forked run; the second call gives what an unbroken run gives."""
-    for name in ("base", "score"):
-        shutil.copytree(whole_grid / "seed0" / name, tmp_path / "seed0" / name)
+    """SIGKILL in Stage II; the second call gives what an unbroken run gives."""
+    shutil.copytree(whole_grid / "seed0" / "base", tmp_path / "seed0" / "base")
 
     def start():
         process = LOADED.Process(target=run_no_bonus, args=(str(tmp_path),))
@@ -257,27 +214,20 @@ def test_a_killed_run_goes_on_to_the_same_result(whole_grid, tmp_path):
     assert not (folder / "result.json").exists()
     run_to_the_end()
     results = [result_of(f) for f in (whole, folder)]
-    assert results[0].pop("minutes") >= 0 and results[1].pop("minutes") >= 0
+    for result in results:
+        assert result.pop("seconds") >= 0 and result.pop("seconds of evaluation") >= 0
     assert results[0] == results[1]
 
 
-def test_a_run_takes_the_device_that_it_is_given(tmp_path, monkeypatch):
-    monkeypatch.setitem(paper.GRIDS, "test", TINY)
-    threads = torch.get_num_threads()
-    with pytest.raises(ValueError, match="device='meta' is not available"):
-        paper.run("test", str(tmp_path), "base", 0, device="meta")
-    torch.set_num_threads(threads)
-
-
 def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypatch, capsys):
-    """No run starts before those that it needs. After a failure the next call does the rest."""
-    begun = []
+    """No run starts before the one that it starts from. After a failure the next call does the rest."""
+    begun, methods = [], paper.methods_of("full")
 
     def stub(kind, out, name, seed, commit, device):
         begun.append((name, seed))
         assert device == "cuda"
-        needs = ["base"] * (name != "base") + ["score"] * (paper.grid(kind)[name].start == "stage1")
-        assert all((Path(out) / f"seed{seed}" / need / "result.json").exists() for need in needs)
+        need = paper.needs(methods[name])
+        assert not need or (Path(out) / f"seed{seed}" / need / "result.json").exists()
         if (name, seed) == ("score", 1) and begun.count((name, seed)) == 1:
             raise ValueError("stopped")
         folder = Path(out) / f"seed{seed}" / name
@@ -286,16 +236,13 @@ def test_the_grid_runs_what_is_missing_in_an_order_that_works(tmp_path, monkeypa
 
     monkeypatch.setattr(paper, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(paper, "run", stub)
-    jobs, methods = paper.jobs_of("full", [0, 1, 2, 3]), paper.grid("full")
-    assert {method.seeds for method in methods.values()} == {5, 3, 1}
-    assert len(jobs) == len(set(jobs)) == sum(min(4, method.seeds) for method in methods.values())
+    every = {(name, seed) for name in methods for seed in (0, 1)}
     assert not paper.run_all("full", tmp_path, [0, 1], [], 3, "cuda")
-    missing = {("score", 1)} | {(name, 1) for name, method in methods.items() if method.start == "stage1"}
+    missing = {("score", 1)} | {(name, 1) for name, m in methods.items() if paper.needs(m) == "score"}
     said, why = capsys.readouterr().out, "the run that it starts from failed"
     assert "seed 1 score: ValueError('stopped')" in said and said.count(why) == len(missing) - 1
     before = len(begun)
-    assert set(begun) - {("score", 1)} == set(paper.jobs_of("full", [0, 1])) - missing
-    assert before == len(set(begun))
+    assert set(begun) - {("score", 1)} == every - missing and before == len(set(begun))
     assert paper.run_all("full", tmp_path, [0, 1], [], 3, "cuda")
     assert set(begun[before:]) == missing and len(begun) == before + len(missing)
     assert not paper.run_all("full", tmp_path, [2], ["no_bonus"], 3, "cuda")  # its base is not there
