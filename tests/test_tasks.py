@@ -194,7 +194,7 @@ def test_a_part_of_a_file_is_repaired(tmp_path):
 def test_a_test_problem_is_not_imitated_whatever_its_blanks(qwen, tmp_path):
     files = write_files(tmp_path, "gsm8k", range(6, 12), range(6))
     given = dict(word.removeprefix("--").split("=", 1) for word in files)
-    c = Config(task="gsm8k", init=str(qwen), imitate=str(tmp_path / "traces"), **given)
+    c = Config(task="gsm8k", init=str(qwen), imitate=str(tmp_path / "traces"), train_n=0, **given)
     env = make_environment(c)
     for problems, is_refused in ((env.task.read(c.train_data, "train"), False), (held_out_of(c, 9), True)):
         row = {"prompt": problems[0].prompt.replace(" ", "  "), "attempts": ["#### 1"]}
