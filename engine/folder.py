@@ -90,8 +90,11 @@ def with_absolute_paths(c: Settings) -> Settings:
 
 
 def files_of_run(folder: Path) -> list[Path]:
-    """What a run and its report have written into the folder, also what a kill has left half written."""
-    names = r"(config|results|report|metrics|learning_curves|transitions|kl|change_rate)\.(jsonl?|md|png|tmp)"
+    """What a run and its report have written into the folder, also what a kill has left half written, and
+    the pictures of older versions.
+    """
+    names = "config|results|report|metrics|learning_curves|transitions|kl|change_rate"
+    names = rf"({names})\.(jsonl?|md|html|png|tmp)"
     checkpoints = r"(last|base|imitate|stage1[b-e]?|stage2)(-\d+)?\.(pt|tmp)"
     return [path for path in folder.glob("*.*") if re.fullmatch(f"{names}|{checkpoints}", path.name)]
 

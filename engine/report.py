@@ -1,4 +1,4 @@
-"""The report of a run: tables of the metrics, report.md, and pictures where matplotlib is installed."""
+"""The report of a run as text: tables of the metrics, results.json, report.md. The page is page.py's."""
 
 import dataclasses
 import json
@@ -21,18 +21,11 @@ COLUMNS = {
 
 
 def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
-    """Writes results.json, report.md and the pictures. `results`: each checkpoint's metrics, by name."""
+    """Writes results.json and report.md. `results`: each checkpoint's metrics, by name."""
     (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n", encoding="utf-8")
     rows = read_log(folder)
-    try:
-        from engine.pictures import draw
-
-        pictures = draw(folder, rows, results)
-    except ImportError:
-        pictures = []
-        print("no pictures: pip install -e '.[plots]' brings matplotlib")
     minutes = rows[-1]["seconds"] / 60 if rows else 0
-    text = report_text(c, results, minutes, transcripts, pictures)
+    text = report_text(c, results, minutes, transcripts)
     (folder / "report.md").write_text(text, encoding="utf-8")
 
 
@@ -51,7 +44,7 @@ def read_log(folder: Path) -> list[dict]:
     return rows
 
 
-def report_text(c, results: dict, minutes: float, transcripts: list, pictures: list[str]) -> str:
+def report_text(c, results: dict, minutes: float, transcripts: list) -> str:
     last = list(results)[-1]
     changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
     accuracies = {name: [f"{100 * a:.1f}" for a in r["greedy"]["acc"]] for name, r in results.items()}
@@ -86,7 +79,7 @@ def report_text(c, results: dict, minutes: float, transcripts: list, pictures: l
         rows = [[name, *(f"{100 * r['greedy'][k]:.1f}" for k in FAILURES)] for name, r in results.items()]
         title = "## Attempts without an answer to compare (greedy, percent)"
         lines += [title, "", markdown(["checkpoint", *FAILURES], rows), ""]
-    lines += [f"![{Path(p).stem.replace('_', ' ')}]({p})" for p in pictures]
+    lines += ["[report.html](report.html) has the learning curves, and dialogues token by token."]
     fence = "~~~~"  # code in an attempt may have a fence of its own
     lines += ["", f"## Transcripts of {last}", "", fence, *(transcript(*t) for t in transcripts[:10]), fence]
     return "\n".join(lines) + "\n"

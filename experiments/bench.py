@@ -414,7 +414,7 @@ def slopes(found: dict) -> str:
 
 
 def draw(found: dict, machine: str) -> None:
-    os.environ["MPLBACKEND"] = "Agg"  # as in engine/pictures.py
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook sets its own, which its child processes may not find
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), sharey=True)

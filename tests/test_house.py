@@ -21,7 +21,7 @@ BUDGETS = {
     "rollout.py": 170,
     "model.py": 240,
     "train.py": 330,
-    "eval.py": 220,
+    "eval.py": 235,
     "README.md": 140,
 }
 WIDTH = 110

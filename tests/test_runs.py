@@ -107,6 +107,7 @@ def test_overwriting_deletes_the_runs_files_and_no_others(tmp_path):
         "stage1-50.pt",
         "metrics.jsonl",
         "report.md",
+        "report.html",
         "kl.png",
         "notes.txt",
         "data.csv",
@@ -248,9 +249,8 @@ def test_input_that_is_no_text_and_closed_streams_end_no_script():
 @pytest.mark.slow
 def test_pictures_do_not_need_the_backend_of_the_notebook_that_started_the_run():
     env = {**os.environ, "MPLBACKEND": "nowhere"}
-    for module in ("engine.pictures", "experiments.paper_report"):
-        done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, env=env)
-        assert done.returncode == 0
+    code = "import experiments.paper_report"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env).returncode == 0
 
 
 @pytest.mark.parametrize(
