@@ -204,7 +204,7 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
         save_transcripts(o.save, transcripts)
-    if o.html not in ("", "false"):
+    if o.html not in ("", "true", "false"):  # those are for the report of a run
         seen, results = {Path(path).name: (path, c, transcripts)}, {Path(path).name: {"greedy": metrics}}
         write_page(o.html, SHOWN, device, seen, other, results, [], training=False)
     if o.problem is not None:

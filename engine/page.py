@@ -71,9 +71,8 @@ def write_page(path, parts, device, seen: dict, beside: dict, results: dict, log
 
 def filled(data: dict) -> str:
     """page.html with the data as JSON. What a model wrote can't end its element: no < is left."""
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    text = json.dumps(without_nan(data), allow_nan=False, separators=(",", ":"))
-    return template.replace("__DATA__", text.replace("<", "\\u003c"), 1)
+    text = json.dumps(without_nan(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Path(__file__).with_name("page.html").read_text(encoding="utf-8").replace("__DATA__", text, 1)
 
 
 def beside_of(parts, folder: str | None, c, device) -> dict:

@@ -2,6 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 from data import load_task
 from engine.options import UsageError, check_values, option, parse_options, require
@@ -139,11 +140,11 @@ class EvalOptions:
         require(not too_low, f"temperature={self.temperature}: it must be 0 (greedy), or 0.001 or more")
         one_problem = self.problem is None or not (self.repair or self.n)
         require(one_problem, "--problem is a single problem: leave out --repair and --n")
-        plain = not (self.temperature or self.feedback or self.repair) and self.turns > 1
-        page = self.html not in ("", "false")
-        require(
-            plain or not page, "--html shows greedy dialogues: leave out --temperature, --feedback, --repair"
-        )
+        if self.html not in ("", "true", "false"):
+            plain = not (self.temperature or self.feedback or self.repair) and self.turns > 1
+            mend = "leave out --temperature, --feedback, --repair and --turns=1"
+            require(plain, f"--html shows greedy dialogues of two turns: {mend}")
+            require(Path(self.html).parent.is_dir(), f"--html={self.html}: there is no such folder")
 
 
 def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:
