@@ -12,7 +12,7 @@ from engine.checkpoints import checkpoint_of, save
 from rollout import Rollout
 from train import Config
 
-C = Config(size=2, max_new=6)
+C = Config(task="division", size=2, max_new=6)
 
 
 @pytest.fixture
