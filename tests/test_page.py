@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 import torch
-from engine.folder import open_run
 
 from engine.build import held_out_of, make_environment
+from engine.checkpoints import open_run
 from engine.page import chosen, filled
 from engine.presets import PRESETS
 from engine.settings import STEPS
