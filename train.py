@@ -63,13 +63,13 @@ class Config(Settings):
     max_grad_norm: float = option(1.0, "gradients are shortened to it; in Stage II most are longer", 1e-6)
     max_new: int = option(8, "longest attempt in tokens; a longer one is cut off and is wrong", 1, 10**5)
     temperature: float = option(1.0, "of sampling and of the loss; the paper's value", 1e-3, 1e3)
-    alpha: float = option(10.0, "bonus alpha * (r2 - r1) on turn 2 in Stage II (eq. 5); the paper's value", 0)
+    alpha: float = option(10.0, "bonus alpha * (r2 - r1) of Stage II (eq. 5); the paper's value", 0, 1e9)
     gamma: float = option(0.0, "a turn's share of the next one's return in Stage II; the paper's value", 0, 1)
     beta1: float = option(0.25, "the paper's name for the KL weight of TURN 2 in Stage I: weak", 0)
     beta2: float = option(0.5, "the paper's name for the KL weight of TURN 1 in Stage I: strong", 0)
     stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold", 0)
-    stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL", 0)
-    stage2_weight2: float = option(1.0, "Stage II's weight of later turns' rewards; 0 also drops their KL", 0)
+    stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL", 0, 1e9)
+    stage2_weight2: float = option(1.0, "Stage II's weight of later rewards; 0 also drops their KL", 0, 1e9)
     offline_first: bool = option(False, "an ablation of section 5.3: the base makes all first attempts of RL")
 
     def __post_init__(self):

@@ -20,12 +20,15 @@ from data import Attempt, Problem
 
 DIGITS_PER_TOKEN = 1
 LONG = 0.4  # the share of problems that can't be said at once: it sets the ceiling of turn 1
+MOST_KEYS = 30  # of a problem that a person types, too
 KEYS = {"+": lambda shown, digit: (shown + digit) % 10, "*": lambda shown, digit: shown * digit % 10}
 KEYS["C"] = lambda shown, digit: digit
 
 
 def sample(rng: Random, size: int) -> Problem:
     """A problem whose last C has no key behind it or, with probability LONG, two to `size` keys."""
+    if size > MOST_KEYS:
+        raise ValueError(f"size={size}: the most keys of calculator are {MOST_KEYS}")
     behind = rng.randint(2, max(2, size)) if rng.random() < LONG else 0
     keys = [rng.choice("+*C") for _ in range(size - behind - 1)] + ["C"] + rng.choices("+*", k=behind)
     keys = keys[-size:]  # with `size` keys behind it, the C is not there: the first digit takes its place
@@ -33,7 +36,7 @@ def sample(rng: Random, size: int) -> Problem:
 
 
 def parse(prompt: str) -> Problem:
-    if not re.fullmatch(r"\d([+*C]\d){1,30}", prompt.strip(), re.ASCII):
+    if not re.fullmatch(rf"\d([+*C]\d){{1,{MOST_KEYS}}}", prompt.strip(), re.ASCII):
         raise ValueError("keys look like 8+3C7*3: digits with +, * or C (clear) between them")
     return Problem(prompt.strip(), working(prompt.strip())[-1])
 

@@ -38,7 +38,7 @@ class TaskSettings:
 class BaseSettings:
     """the base model: supervised training before the two stages"""
 
-    base_steps: int = option(450, "steps", 1, STEPS)
+    base_steps: int = option(450, "steps of supervised training", 1, STEPS)
     base_batch: int = option(96, "dialogues a step", 1, 10**4)
     base_lr: float = option(0.002, "learning rate", 0, 10)
     right_first: float = option(0.3, "share of demonstrations whose first attempt is right", 0, 1)

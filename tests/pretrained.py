@@ -26,7 +26,7 @@ LAYOUTS = {
 SHORT = [
     "--lr=1e-3", "--stage2_lr=1e-3", "--stage1_steps=4", "--stage2_steps=3", "--batch=8", "--sample_batch=5",
     "--micro_batch=3", "--max_new=13", "--eval_n=6", "--save_every=2", "--show_every=2", "--log_every=1",
-    "--device=cpu",
+    "--device=cpu", "--train_n=0",
 ]  # fmt: skip
 
 

@@ -132,11 +132,10 @@ COMBINATIONS = [
     (["--task=gsm8k", "--init=.", "--train_data=file", "--test_data=none"], "none"),
     (["--train_data=file"], "leave out --train_data"),
     (["--task=countdown", "--size=100"], "size=100: the largest number of countdown is 99"),
-    (["--size=1000"], "a right attempt at size=1000 takes 2006 tokens: raise --max_new"),
-    (["--max_new=11"], "raise --max_new"),
-    (["--size=1"], "not 2000: lower --eval_n"),
-    (["--eval_n=100000"], "not 100000: lower --eval_n"),
-    (["--train_n=5000"], "not 5000: lower --train_n"),
+    (["--size=1000"], "size=1000: the most keys of calculator are 30"),
+    (["--max_new=5"], "a right attempt takes 6 tokens: raise --max_new=5"),
+    (["--size=1", "--train_n=0"], "not 2000: lower --eval_n"),
+    (["--size=1"], "not 300: lower --train_n"),
     (["--copy=0.8", "--right=0.5"], "copy + right = 1.3 exceeds 1: lower one of them"),
     (["--dim=30"], "dim=30 must be a multiple of 2 * n_head=8"),
     (["--batch=10", "--samples_per_problem=3"], "batch=10 is not a multiple of samples_per_problem=3"),
@@ -151,7 +150,7 @@ COMBINATIONS = [
     (["--init=BASE", "--seed=3"], "set --seed=0, that of"),
     (["--init=BASE", "--dim=8"], "--init brings a model of its own size: leave out --dim"),
     (["--init=BASE", "--preset=smoke"], "leave out --dim"),
-    (["--init=BASE", "--task=addition"], "has learned --task=division: train it on that, or make a base"),
+    (["--init=BASE", "--task=addition"], "has learned --task=calculator: train it on that, or make a base"),
     (["--init=."], "has no tokenizer.json"),
     (["--init=file"], "file is not a checkpoint of train.py"),
     (["--init=/dev/zero"], "no checkpoint /dev/zero"),
@@ -623,7 +622,7 @@ ROWS = {
 def read(kind: str, path: Path):
     """What a script does with a file of this kind."""
     if kind == "imitate":
-        c = Config(imitate=str(path), size=2)
+        c = Config(task="division", imitate=str(path), size=2, train_n=0)
         return read_traces(c, make_environment(c))
     if kind == "repair":
         return wrong_attempts(path, load_task("division"))
@@ -730,7 +729,7 @@ OF_A_CHECKPOINT = [
     ("--zebra=1", "no setting 'zebra'"),
     ("--temprature=1", "did you mean 'temperature'?"),
     ("--n=0", "n=0: it must be 1 or more"),
-    ("--n=1000", "not 1000: lower --eval_n (--n of eval.py)"),
+    ("--n=2000", "not 2000: lower --eval_n (--n of eval.py)"),
     ("--turns=0", "turns=0: it must be 1 or more"),
     ("--turns=1000", "lower turns or max_new"),
     ("--temperature=-1", "temperature=-1.0: it must be 0 or more"),
@@ -738,14 +737,13 @@ OF_A_CHECKPOINT = [
     ("--max_new=0", "max_new=0: it must be 1 or more"),
     ("--show=-1", "show=-1: it must be 0 or more"),
     ("--task=chess", "no task 'chess': choose one of"),
-    ("--task=addition", "has learned --task=division alone: leave out --task"),
+    ("--task=addition", "has learned --task=calculator alone: leave out --task"),
     ("--test_data=file", "leave out --train_data and --test_data"),
-    ("--problem=85/6", "looks like 2526/6"),
-    ("--problem=1/0", "looks like 2526/6"),
-    ("--problem=" + "9" * 5000 + "/9", "looks like 2526/6"),
-    ("--problem=2526/6", "2526/6 is beyond the problems that the model has learned: --size=2, such as"),
-    ("--problem=84/6 --repair=rows", "leave out --repair and --n"),
-    ("--problem=84/6 --n=3", "leave out --repair and --n"),
+    ("--problem=8/3", "look like 8+3C7*3"),
+    ("--problem=8" + "+9" * 5000, "look like 8+3C7*3"),
+    ("--problem=8+3C7*3", "8+3C7*3 is beyond the problems that the model has learned: --size=2, such as"),
+    ("--problem=8+3 --repair=rows", "leave out --repair and --n"),
+    ("--problem=8+3 --n=3", "leave out --repair and --n"),
     ("--repair=none", "no file none"),
     ("--repair=file", "file has no rows"),
     ("--repair=.", "no file ."),

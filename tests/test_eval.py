@@ -17,7 +17,7 @@ from engine.report import FAILURES, metrics_text, save_transcripts, write_report
 from eval import drift, evaluate, report, self_correction_metrics, swap_test
 from train import Config, load_model
 
-C = Config(size=2, max_new=5, eval_n=12)
+C = Config(task="division", size=2, train_n=0, max_new=5, eval_n=12)
 
 # ---------------------------------------------------------------------------------- the metrics
 

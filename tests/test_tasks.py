@@ -141,8 +141,10 @@ def test_what_eval_offers_for_tasks_from_files(evaluate, tmp_path):
     saved = tmp_path / "wrong.jsonl"
     shown = evaluate(f"--save={saved}", "--show=1", "--temperature=1")
     assert "--- attempt 2 (wrong)" in shown and "(n = 6; " in shown and "unparsable" in shown
-    repaired = json.loads(evaluate(f"--repair={saved}", "--json"))  # a random model's attempts are all wrong
-    assert repaired["n"] == 6 and repaired["acc_t1"] == 0
+    rows = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
+    said = [row for row in rows if row["attempts"][0].strip()]  # a random model's attempts are all wrong
+    repaired = json.loads(evaluate(f"--repair={saved}", "--json"))
+    assert repaired["n"] == len(said) > 1 and repaired["acc_t1"] == 0
     with pytest.raises(ValueError, match="can't judge a problem of yours"):
         evaluate("--problem=1+1")
     with pytest.raises(ValueError, match="--n is for one checkpoint"):
@@ -194,7 +196,7 @@ def test_a_part_of_a_file_is_repaired(tmp_path):
 def test_a_test_problem_is_not_imitated_whatever_its_blanks(qwen, tmp_path):
     files = write_files(tmp_path, "gsm8k", range(6, 12), range(6))
     given = dict(word.removeprefix("--").split("=", 1) for word in files)
-    c = Config(task="gsm8k", init=str(qwen), imitate=str(tmp_path / "traces"), **given)
+    c = Config(task="gsm8k", init=str(qwen), imitate=str(tmp_path / "traces"), train_n=0, **given)
     env = make_environment(c)
     for problems, is_refused in ((env.task.read(c.train_data, "train"), False), (held_out_of(c, 9), True)):
         row = {"prompt": problems[0].prompt.replace(" ", "  "), "attempts": ["#### 1"]}
