@@ -304,10 +304,14 @@ def complaint(results: dict[str, str]) -> str:
 
 def run_training() -> None:
     """A few updates of both stages in the tree of the child. A coin decides what is right: else all is wrong."""
-    import train
-    from data import calculator
+    import data
 
-    calculator.is_correct = lambda problem, text: zlib.crc32(f"{problem.prompt} {text}".encode()) % 2 == 0
+    def coins(task, pairs):
+        return ["right" if zlib.crc32(f"{p.prompt} {text}".encode()) % 2 else "wrong" for p, text in pairs]
+
+    data.verdicts = coins  # before train.py imports it
+    import train
+
     tiny = "--n_layer=1 --dim=16 --base_steps=40 --base_batch=16 --base_lr=0.01 --stage1_steps=3 --stage2_steps=3"
     more = "--batch=16 --alpha=3 --report=false --device=cpu --lr=0.02 --stage2_lr=0.02 --train_n=20"
     sys.argv = ["train.py", *tiny.split(), *more.split()]
