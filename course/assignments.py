@@ -45,8 +45,7 @@ ASSIGNMENTS = {
         "Sampling and masks",
         [
             Check(1, TOKEN, checks.tokens_have_their_probabilities),
-            Check(1, TOKEN, checks.tokens_by_the_inverse_cdf),
-            Check(1, TOKEN, checks.impossible_tokens_are_never_taken),
+            Check(2, TOKEN, checks.impossible_tokens_are_never_taken),
             Check(1, TOKEN, checks.rare_tokens_are_not_swallowed),
             Check(2, MASKS, checks.masks_are_half_open),
         ],
@@ -66,8 +65,7 @@ ASSIGNMENTS = {
     "A3": Assignment(
         "REINFORCE with a baseline",
         [
-            Check(3, ADVANTAGES, checks.advantages_by_hand),
-            Check(1, ADVANTAGES, checks.advantages_of_pairs),
+            Check(4, ADVANTAGES, checks.advantages_by_hand),
             Check(2, LOSS, checks.the_gradient_of_rewards),
             Check(2, LOSS, checks.the_gradient_with_kl),
             Check(1, LOSS, checks.tokens_of_a_turn_weigh_alike),

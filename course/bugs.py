@@ -2,7 +2,7 @@
 
 bugs.json has a line for each: the text that stands in the file once, and what takes its place. `loses` says
 which points it costs where a student hands it in; tests/test_course.py holds that. `hidden_in` and `silent`
-are the bugs of A5 and A6. Which of them a student gets follows from the class's secret and the student's name.
+are the bugs of A5 and A6. Which of them a student gets follows from the secret and the student's name.
 """
 
 import hashlib
@@ -11,7 +11,9 @@ import json
 import unicodedata
 from pathlib import Path
 
-BUGS = {bug["name"]: bug for bug in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))}
+BUGS = {
+    bug["name"]: bug for bug in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+}
 WRONG = [(name, *pair) for name, bug in BUGS.items() for pair in bug.get("loses", {}).items()]
 SILENT = [name for name, bug in BUGS.items() if "silent" in bug]
 HIDDEN = {}  # A5: function -> the bugs that it may have

@@ -6,6 +6,7 @@ asks for what a right solution may do otherwise: no chunks, no memory, no exact 
 """
 
 import copy
+import importlib
 import itertools
 import math
 
@@ -13,7 +14,6 @@ import torch
 
 V, END, X1, X2 = 3, 0, [1], [2, 1]  # a vocabulary of three tokens, its end of turn, and two prompts
 ATTEMPTS = [(END,), *itertools.product((1, 2), range(V))]  # the end of the turn, or two tokens
-CASES = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
 
 
 class Wrong(Exception):
@@ -25,9 +25,15 @@ def require(fine: bool, text: str) -> None:
         raise Wrong(text)
 
 
+def table(*rows: str) -> torch.Tensor:
+    """Rows of 0 and 1, bool."""
+    return torch.tensor([[letter == "1" for letter in row] for row in rows])
+
+
 def shown(x) -> str:
+    """A number, tensor or other argument, in short."""
     if not torch.is_tensor(x):
-        return repr(x)[:150]
+        return repr(x)[:100]
     rows = x.double().reshape(-1, x.shape[-1] if x.ndim else 1).tolist()
     texts = ["[" + ", ".join(f"{v:.4g}" for v in row) + "]" for row in rows]
     text = texts[0] if x.ndim < 2 else f"[{', '.join(texts)}]"
@@ -47,19 +53,32 @@ def expect(call: str, got, want, idea: str, within: float = 1e-4) -> None:
     require(fine, f"{call} gave {shown(got)}, and {shown(want)} is right. {idea}")
 
 
-def unchanged(call: str, before: torch.Tensor, after: torch.Tensor) -> None:
-    require(torch.equal(before, after), f"{call} has changed its argument. Work on a copy: others use it, too.")
+def called(name: str, *args):
+    """What `module.function` gives, and the call in words. Wrong if it changes an argument."""
+    module, _, function = name.partition(".")
+    given = [x.clone() if torch.is_tensor(x) else x for x in args]
+    got, call = (
+        getattr(importlib.import_module(module), function)(*given),
+        f"{function}({', '.join(map(shown, args))})",
+    )
+    for before, after in zip(args, given, strict=True):
+        same = not torch.is_tensor(before) or torch.equal(before, after)
+        require(same, f"{call} has changed its argument. Work on a copy: others use it, too.")
+    return got, call
+
+
+def case(name: str, args: tuple, want, idea: str) -> None:
+    got, call = called(name, *args)
+    expect(call, got, want, idea)
 
 
 # ---------------------------------------------------------------------------------- A1
 
 
 def tokens_of(logits, temperature, uniform) -> torch.Tensor:
-    from rollout import sample_token
-
-    tokens, call = sample_token(logits, temperature, uniform), f"sample_token of {len(logits)} rows"
+    tokens, call = called("rollout.sample_token", logits, temperature, uniform)
     fine = torch.is_tensor(tokens) and tokens.shape == uniform.shape and not tokens.is_floating_point()
-    require(fine, f"{call} gave {getattr(tokens, 'shape', type(tokens))}: one integer token a row, [n], is right.")
+    require(fine, f"{call} gave {getattr(tokens, 'shape', type(tokens))}: one integer a row, [n], is right.")
     return tokens
 
 
@@ -68,33 +87,29 @@ def tokens_have_their_probabilities():
     p, n = torch.tensor([0.1, 0.6, 0.05, 0.25]), 4000
     logits, uniform = p.log().expand(n, 4), (torch.arange(n, dtype=torch.float64) + 0.5) / n
     for temperature in (1.0, 0.5):
-        share = tokens_of(logits, temperature, uniform).bincount(minlength=4) / n
+        share, want = (
+            tokens_of(logits, temperature, uniform).bincount(minlength=4) / n,
+            (p.log() / temperature).softmax(-1),
+        )
         call = f"sample_token at temperature {temperature}, of 4 tokens with {shown(p)}: their shares"
-        want = (p.log() / temperature).softmax(-1)
         expect(call, share, want, "The logits are divided by the temperature before the softmax.", 2e-3)
     greedy = tokens_of(logits[:9], 0, uniform[:9])
     expect("sample_token at temperature 0", greedy, [1] * 9, "It takes the likeliest token.")
-
-
-def tokens_by_the_inverse_cdf():
-    """the token is the first whose cumulative probability, in the order of the ids, reaches 1 - uniform"""
-    logits = torch.tensor([0.1, 0.6, 0.05, 0.25]).log().expand(4, 4)
-    tokens = tokens_of(logits, 1.0, torch.tensor([0.05, 0.28, 0.5, 0.95], dtype=torch.float64))
-    idea = "The sums are 0.1, 0.7, 0.75, 1. So 1 - 0.05 is reached at token 3, and 1 - 0.95 at token 0."
-    expect("sample_token for uniform 0.05, 0.28, 0.5, 0.95", tokens, [3, 2, 1, 0], idea)
 
 
 def impossible_tokens_are_never_taken():
     """a token of probability 0 is never taken, not even for uniform = 0"""
     uniform = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(5, 1)
-    idea = "Tokens 0, 2 and 4 have probability 0. 1 - uniform is above 0, so it is reached where the sum rises."
+    idea = (
+        "Tokens 0, 2 and 4 have probability 0. 1 - uniform is above 0, so it is reached where the sum rises."
+    )
     expect("sample_token for uniform 0 to almost 1", tokens_of(logits, 1.0, uniform), [3, 3, 1, 1, 1], idea)
     logits = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0))
     logits[:, ::2] = -torch.inf
     for u in (0.0, 1e-9):
         tokens = tokens_of(logits, 0.7, torch.full((2000,), u, dtype=torch.float64))
-        bad = int((tokens % 2 == 0).sum()) if ((tokens >= 0) & (tokens < 50)).all() else len(tokens)
+        bad = int(((tokens % 2 == 0) | (tokens < 0) | (tokens >= 50)).sum())
         text = f"sample_token for uniform = {u:g} took a token of probability 0 in {bad} of 2000 rows. "
         require(bad == 0, text + "The sum may end a little below 1: then nothing reaches 1 - uniform.")
 
@@ -112,14 +127,13 @@ def rare_tokens_are_not_swallowed():
 
 def masks_are_half_open():
     """spans are half open, a turn may be empty, and the masks are bool"""
-    from rollout import turn_masks
-
-    masks, call = turn_masks(torch.tensor([[1, 4], [0, 2]]), torch.tensor([[3, 5], [2, 2]]), 6), "turn_masks"
+    args = torch.tensor([[1, 4], [0, 2]]), torch.tensor([[3, 5], [2, 2]]), 6
     idea = "Position t is in a turn if start <= t < stop. A turn with start = stop has no token."
-    first, second = [[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0]], [[1, 1, 0, 0, 0, 0], [0] * 6]
-    expect(f"{call} of starts [[1, 4], [0, 2]] and stops [[3, 5], [2, 2]]", masks, [first, second], idea)
-    dtype = getattr(masks, "dtype", type(masks))
-    require(dtype == torch.bool, f"{call} gave {dtype}: bool is right, as integers pick rows, not masked places.")
+    want = torch.stack((table("011000", "000010"), table("110000", "000000")))
+    case("rollout.turn_masks", args, want, idea)
+    dtype = getattr(called("rollout.turn_masks", *args)[0], "dtype", None)
+    bool_ = dtype == torch.bool or str(dtype) == "bool"
+    require(bool_, f"turn_masks gave {dtype}: bool is right, as integers pick rows, not masked places.")
 
 
 # ---------------------------------------------------------------------------------- A2
@@ -127,115 +141,94 @@ def masks_are_half_open():
 
 def rewards_of_each_stage():
     """the four cases of (r1, r2) in Stage I, Stage II and plain RL"""
-    from rewards import turn_rewards
-
-    for weights, alpha, name, want in [
-        ((0.0, 1.0), 0.0, "Stage I", [[0, 0], [0, 1], [0, 0], [0, 1]]),
-        ((1.0, 1.0), 10.0, "Stage II", [[0, 0], [0, 11], [1, -10], [1, 1]]),
-        ((1.0, 1.0), 0.0, "plain RL", [[0, 0], [0, 1], [1, 0], [1, 1]]),
+    idea = "Reward k is w_k r_k, and turn 2 has alpha (r_2 - r_1) on top. Rewards are floats."
+    for weights, alpha, want in [
+        ((0.0, 1.0), 0.0, [[0, 0], [0, 1], [0, 0], [0, 1]]),  # Stage I
+        ((1.0, 1.0), 10.0, [[0, 0], [0, 11], [1, -10], [1, 1]]),  # Stage II
+        ((1.0, 1.0), 0.0, [[0, 0], [0, 1], [1, 0], [1, 1]]),  # plain RL
     ]:
-        correct = CASES.clone()
-        call = f"turn_rewards of {name}, weights {weights}, alpha {alpha:g}"
-        got = turn_rewards(correct, weights, alpha)
-        expect(call, got, want, "Rows: wrong-wrong, wrong-right, right-wrong, right-right. Reward k is w_k r_k, "
-               "and turn 2 has alpha (r_2 - r_1) on top.")  # fmt: skip
-        require(got.is_floating_point(), f"{call} gave {got.dtype}: rewards are floats.")
-        unchanged(call, CASES, correct)
+        case("rewards.turn_rewards", (table("00", "01", "10", "11"), weights, alpha), want, idea)
 
 
 def the_bonus_has_no_weight():
     """the bonus is not multiplied by the turn's weight; with three turns it is r3 - r2"""
-    from rewards import turn_rewards
-
-    got = turn_rewards(CASES[1:3], (0.5, 0.25), 4.0)
     idea = "The bonus alpha (r_2 - r_1) is added as it is: w_2 multiplies r_2 alone."
-    expect("turn_rewards with weights (0.5, 0.25) and alpha 4", got, [[0, 4.25], [0.5, -4]], idea)
-    got = turn_rewards(torch.tensor([[False, True, True], [True, True, False]]), (1.0, 1.0, 1.0), 10.0)
-    idea = "Each turn after the first is compared with the one just before it."
-    expect("turn_rewards of three turns, alpha 10", got, [[0, 11, 1], [1, 1, -10]], idea)
+    case("rewards.turn_rewards", (table("01", "10"), (0.5, 0.25), 4.0), [[0, 4.25], [0.5, -4]], idea)
+    idea, args = "Each turn is compared with the one before it.", (table("011", "110"), (1.0, 1.0, 1.0), 10.0)
+    case("rewards.turn_rewards", args, [[0, 11, 1], [1, 1, -10]], idea)
 
 
 def returns_count_all_later_turns():
-    """returns with gamma 0, 0.5 and 1, of two and of three turns"""
-    from rewards import turn_returns
-
+    """returns with gamma 0, 0.5 and 1, of three turns"""
     rewards = torch.tensor([[0.0, 11.0, 3.0], [1.0, -10.0, 2.0]])
     wants = {0.0: rewards, 0.5: [[6.25, 12.5, 3], [-3.5, -9, 2]], 1.0: [[14, 14, 3], [-7, -8, 2]]}
     for gamma, want in wants.items():
-        given = rewards.clone()
-        got, call = turn_returns(given, gamma), f"turn_returns of {shown(rewards)}, gamma {gamma:g}"
-        expect(call, got, want, "The last turn's return is its reward: G_k = R_k + gamma G_(k+1), from behind.")
-        unchanged(call, rewards, given)
+        idea = "The last turn's return is its reward; G_k = R_k + gamma G_(k+1), from behind."
+        case("rewards.turn_returns", (rewards, gamma), want, idea)
 
 
-def coefficients(names: list[str], rows: list, want: list[tuple]) -> None:
-    fields = "name", "steps", "lr", "weights", "alpha", "gamma", "betas", "reference"
-    found = [getattr(row, "name", row) for row in rows]
-    require(found == names, f"stages gave the rows {found}, and {names} is right. A stage of 0 steps has no row.")
+def coefficients(settings: dict, want: list[tuple]) -> None:
+    """Are these the stages of a run with these settings?"""
+    from train import Config, stages
+
+    own = dict(base_steps=3, stage1_steps=4, stage2_steps=5, base_lr=0.3, lr=0.2, stage2_lr=0.1)
+    rows, fields = (
+        stages(Config(**own | settings)),
+        ("name", "steps", "lr", "weights", "alpha", "gamma", "betas", "reference"),
+    )
+    found, names = [getattr(row, "name", row) for row in rows], [values[0] for values in want]
+    text = f"stages gave the rows {found}, and {names} is right: a stage of 0 steps has no row."
+    require(found == names, text)
     for row, values in zip(rows, want, strict=True):
-        for field, value in zip(fields[1:], values, strict=True):
+        for field, value in zip(fields, values, strict=True):
             got = getattr(row, field)
             got = tuple(got) if isinstance(got, list) else got
             text = f"stages gave {row.name} the {field} {got}, and {value} is right."
             require(got == value, f"{text} Compare it with the tables of the handout.")
 
 
+BASE, ONE = ("base", 3, 0.3, (), 0, 0, (), "base"), ("stage1", 4, 0.2, (0, 1), 0, 0, (0.2, 0.01), "base")
+
+
 def stages_are_rows_of_coefficients():
     """the coefficients of each stage, and which stages there are"""
-    from train import Config, stages
-
-    own = dict(base_steps=3, stage1_steps=4, stage2_steps=5, base_lr=0.3, lr=0.2, stage2_lr=0.1)
-    c = Config(**own, beta1=0.01, beta2=0.2, stage2_beta=0.4, alpha=7.0, gamma=0.8)
-    base, one = (3, 0.3, (), 0, 0, (), "base"), (4, 0.2, (0, 1), 0, 0, (0.2, 0.01), "base")
-    two = (5, 0.1, (1, 1), 7, 0.8, (0.4, 0.4), "base")
-    coefficients(["base", "stage1", "stage2"], stages(c), [base, one, two])
-    coefficients(["stage2"], stages(Config(init="base.pt", **own | dict(stage1_steps=0), alpha=7.0)),
-                 [(5, 0.1, (1, 1), 7, 0, (0.3, 0.3), "base")])  # fmt: skip
-    c = Config(**own, imitate="file", imitate_steps=6, stage2_weight2=0.0, alpha=0.0)
-    single, imitate = (5, 0.1, (1, 0), 0, 0, (0.3, 0), "base"), (6, 0.2, (), 0, 0, (), "base")
-    rows = stages(c)
-    coefficients(["base", "imitate", "stage1", "stage2"], rows, [base, imitate, one[:5] + ((0.5, 0.25), "base"), single])
+    betas = dict(beta1=0.01, beta2=0.2, stage2_beta=0.4)
+    two = ("stage2", 5, 0.1, (1, 1), 7, 0.8, (0.4, 0.4), "base")
+    coefficients(dict(alpha=7.0, gamma=0.8, **betas), [BASE, ONE, two])
+    alone = ("stage2", 5, 0.1, (1, 1), 10, 0, (0.4, 0.4), "base")
+    coefficients(dict(init="base.pt", stage1_steps=0, **betas), [alone])
+    imitate, single = (
+        ("imitate", 6, 0.2, (), 0, 0, (), "base"),
+        ("stage2", 5, 0.1, (1, 0), 0, 0, (0.4, 0), "base"),
+    )
+    more = dict(imitate="file", imitate_steps=6, stage2_weight2=0.0, alpha=0.0)
+    coefficients(more | betas, [BASE, imitate, ONE, single])
 
 
 def stages_of_three_turns():
     """optional: three turns, where Stage I has two parts"""
-    from train import Config, stages
-
-    c = Config(turns=3, base_steps=3, stage1_steps=4, stage2_steps=5, lr=0.2, stage2_lr=0.1, beta1=0.01, beta2=0.2)
-    base, two = (3, 0.002, (), 0, 0, (), "base"), (5, 0.1, (1, 1, 1), 10, 0, (0.3,) * 3, "base")
-    one = (4, 0.2, (0, 1), 0, 0, (0.2, 0.01), "base")
-    more = (4, 0.2, (0, 0, 1), 0, 0, (0.2, 0.2, 0.01), "stage1")
-    coefficients(["base", "stage1", "stage1b", "stage2"], stages(c), [base, one, more, two])
+    more = ("stage1b", 4, 0.2, (0, 0, 1), 0, 0, (0.2, 0.2, 0.01), "stage1")
+    two = ("stage2", 5, 0.1, (1, 1, 1), 10, 0, (0.3,) * 3, "base")
+    coefficients(dict(turns=3, beta1=0.01, beta2=0.2, stage2_beta=0.3), [BASE, ONE, more, two])
 
 
 # ---------------------------------------------------------------------------------- A3 and A4
 
 
 def advantages_by_hand():
-    """the return minus the mean of the others of the same problem, on two problems of three dialogues"""
-    from train import advantages
-
+    """the return minus the mean of the others of the same problem, of three dialogues and of two"""
+    idea = (
+        "The return minus the mean of the other n - 1 of the same problem and turn; no clamp, no deviation."
+    )
     returns = torch.tensor([[1.0, 20.0], [0.0, -10.0], [5.0, 2.0], [8.0, 0.0], [8.0, 0.0], [2.0, 6.0]])
-    given = returns.clone()
-    got, call = advantages(given, 3), f"advantages({shown(returns)}, n=3)"
     want = [[-1.5, 24], [-3, -21], [4.5, -3], [3, -3], [3, -3], [-6, 6]]
-    expect(call, got, want, "Row 1, turn 1: 1 - (0 + 5) / 2. Neither clamped nor divided by a deviation; each "
-           "turn on its own; a dialogue is no part of its own mean.")  # fmt: skip
-    unchanged(call, returns, given)
-
-
-def advantages_of_pairs():
-    """two dialogues a problem, three turns; equal returns have the advantage 0"""
-    from train import advantages
-
+    case("train.advantages", (returns, 3), want, idea)
     returns = torch.tensor([[1.0, 2.0, 4.0], [0.0, 5.0, 4.0], [11.0, 1.0, 1.0], [11.0, -10.0, 0.0]])
-    want = [[1, -3, 0], [-1, 3, 0], [0, 11, 1], [0, -11, -1]]
-    idea = "With n = 2 the only other dialogue is the baseline."
-    expect(f"advantages({shown(returns)}, n=2)", advantages(returns, 2), want, idea)
+    case("train.advantages", (returns, 2), [[1, -3, 0], [-1, 3, 0], [0, 11, 1], [0, -11, -1]], idea)
 
 
 def toys():
-    """A random policy and a reference beside it, small enough to visit every dialogue. Both want gradients."""
+    """A random policy and a reference, small enough to visit every dialogue. Both want gradients."""
     from model import GPT, GPTConfig
 
     torch.manual_seed(0)
@@ -251,7 +244,9 @@ def toys():
 
 def gradient(loss, model) -> torch.Tensor:
     fine = torch.is_tensor(loss) and loss.requires_grad
-    require(fine, "the loss has no gradient: it must depend on the policy's log-probs, not on detached numbers.")
+    require(
+        fine, "the loss has no gradient: it must depend on the policy's log-probs, not on detached numbers."
+    )
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
     pairs = zip(grads, model.parameters(), strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
@@ -283,7 +278,9 @@ def loss_of(policy, reference, batch, betas, temperature, rows):
 
     result, call = policy_loss(policy, reference, batch, betas, temperature, rows), "policy_loss"
     pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-    require(pair, f"{call} gave {type(result).__name__}: a pair (loss, parts) is right, the parts a dictionary.")
+    require(
+        pair, f"{call} gave {type(result).__name__}: a pair (loss, parts) is right, the parts a dictionary."
+    )
     names = {f"kl_t{k}" for k in range(1, batch["masks"].shape[1] + 1)} | {"entropy"}
     require(set(result[1]) == names, f"{call} gave parts {sorted(result[1])}, and {sorted(names)} is right.")
     return result
@@ -311,14 +308,17 @@ def mean_gradient(betas, temperature, idea: str) -> None:
             chance = (p1 + p2).exp().item()
             expected[1] += chance * (p2 - q2).item()
             batch = batch_of([(first, second)], [[r1, r2]])
-            given = {name: value.clone() for name, value in batch.items()}
+            given = batch["advantages"].clone()
             loss, parts = loss_of(policy, reference, batch, betas, temperature, 1)
-            for name, value in given.items():
-                unchanged(f"policy_loss, with batch[{name!r}],", value, batch[name])
+            same = torch.equal(given, batch["advantages"])
+            require(same, "policy_loss has changed batch['advantages']: work on a copy.")
             mean = mean + chance * gradient(loss, policy)
             logged = [total + chance * float(parts[f"kl_t{k}"]) for k, total in enumerate(logged, 1)]
     leak = gradient(loss + 0 * sum(p.sum() for p in reference.parameters()), reference).norm()
-    require(leak == 0, "the loss has a gradient through the reference, which is frozen: call it in torch.no_grad().")
+    require(
+        leak == 0,
+        "the loss has a gradient through the reference, which is frozen: call it in torch.no_grad().",
+    )
     call = f"the mean over all dialogues at temperature {temperature}, betas {betas}"
     expect(f"policy_loss: kl_t1 and kl_t2, {call}", torch.tensor(logged), torch.tensor(expected),
            "The sum of a turn's KLs, divided by rows.")  # fmt: skip
@@ -330,14 +330,18 @@ def mean_gradient(betas, temperature, idea: str) -> None:
 
 def the_gradient_of_rewards():
     """without KL: the mean gradient over all dialogues is that of the expected rewards, at T = 1 and 0.6"""
-    idea = "It is minus that of the expected rewards: each sampled token's log-prob times its turn's advantage."
+    idea = (
+        "It is minus that of the expected rewards: each sampled token's log-prob times its turn's advantage."
+    )
     mean_gradient((0.0, 0.0), 1.0, idea)
     mean_gradient((0.0, 0.0), 0.6, f"{idea} The log-probs are at the sampler's temperature.")
 
 
 def the_gradient_with_kl():
     """with KL: the mean gradient is that of reward - beta * KL"""
-    idea = "It is that of betas[k] KL_k minus the rewards: the KL has a gradient of its own, and the KL inside "
+    idea = (
+        "It is that of betas[k] KL_k minus the rewards: the KL has a gradient of its own, and the KL inside "
+    )
     mean_gradient((0.7, 0.3), 1.0, f"{idea}the weights of the log-probs has none.")
 
 
@@ -348,8 +352,8 @@ def tokens_of_a_turn_weigh_alike():
         batch = batch_of([(first, (END,))], [[1.0, 0.0]])
         ours = gradient(loss_of(policy, reference, batch, (0.0, 0.0), 1.0, 1)[0], policy)
         off = (ours + gradient(log_prob(policy, X1, first), policy)).norm() / ours.norm().clamp(min=1e-9)
-        text = f"policy_loss of an attempt of {len(first)} token(s), advantage 1, no KL: its gradient is not that "
-        require(off < 1e-3, f"{text}of minus the sum of the log-probs. There is no division by the length.")
+        text = f"policy_loss of {len(first)} token(s), advantage 1, no KL: the gradient is not that of minus "
+        require(off < 1e-3, f"{text}the sum of the log-probs. There is no division by the length.")
 
 
 def micro_batches_add_up():
@@ -361,7 +365,9 @@ def micro_batches_add_up():
              for d, a in ((dialogues, adv), (dialogues[:1], adv[:1]), (dialogues[1:], adv[1:]))]  # fmt: skip
     idea = "Each is divided by `rows`, the rows of the whole batch, not by its own."
     whole, *halves = (torch.tensor([float(x) for x in (loss, *p.values())]) for loss, p in parts)
-    expect("policy_loss on one row and on two, with rows=3: the sums of loss and parts", sum(halves), whole, idea)
+    expect(
+        "policy_loss on one row and on two, with rows=3: the sums of loss and parts", sum(halves), whole, idea
+    )
 
 
 def kl_of_a_turn_of_three_tokens():
@@ -376,7 +382,9 @@ def kl_of_a_turn_of_three_tokens():
         loss, parts = loss_of(policy, reference, batch, (1.0, 1.0), 1.0, 1)
         mean = mean + p.exp().item() * gradient(loss, policy)
         value += p.exp().item() * float(parts["kl_t1"])
-    idea = "It is KL(policy || reference), the sum over v of p_v log(p_v / q_v) at each token, over the whole "
+    idea = (
+        "It is KL(policy || reference), the sum over v of p_v log(p_v / q_v) at each token, over the whole "
+    )
     expect("the mean KL of turns of three tokens", value, kl.item(), f"{idea}vocabulary.")
     expected = gradient(kl, policy)
     off = ((mean - expected).norm() / expected.norm()).item()
@@ -386,93 +394,74 @@ def kl_of_a_turn_of_three_tokens():
 
 def scores_of_each_token():
     """log-probs, KL and entropy of the masked tokens, both models' logits divided by the temperature"""
-    from train import token_scores
-
-    policy, reference = toys()
-    ids = torch.tensor([[1, 2, 0, 1, 2], [2, 2, 1, 0, 0]])
-    mask = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 1, 1, 0]], dtype=torch.bool)
+    (policy, reference), mask = toys(), table("01101", "00110")
+    ids, at = torch.tensor([[1, 2, 0, 1, 2], [2, 2, 1, 0, 0]]), mask[:, 1:]
     for temperature in (1.0, 0.7):
-        p, q = ((model(ids)[:, :-1].detach() / temperature).log_softmax(-1) for model in (policy, reference))
-        at, targets = mask[:, 1:], ids[:, 1:]
-        want = p.gather(-1, targets[..., None])[..., 0][at], (p.exp() * (p - q)).sum(-1)[at], -(p.exp() * p).sum(-1)[at]
-        got = token_scores(policy, reference, ids, mask, temperature)
+        p, q = ((m(ids)[:, :-1].detach() / temperature).log_softmax(-1)[at] for m in (policy, reference))
+        wants = (
+            p.gather(-1, ids[:, 1:][at][:, None])[:, 0],
+            (p.exp() * (p - q)).sum(-1),
+            -(p.exp() * p).sum(-1),
+        )
+        got, _ = called("train.token_scores", policy, reference, ids, mask, temperature)
         require(isinstance(got, tuple) and len(got) == 3, "token_scores must give log-probs, KL and entropy.")
-        for name, mine, right in zip(("log-probs", "KL", "entropy"), got, want, strict=True):
+        for name, mine, want in zip(("log-probs", "KL", "entropy"), got, wants, strict=True):
             idea = "Position t - 1 scores token t. Both models' logits are divided by the temperature."
-            expect(f"token_scores at temperature {temperature}: the {name}", mine, right, idea)
+            expect(f"token_scores at temperature {temperature}: the {name}", mine, want, idea)
 
 
 def credit_by_hand():
-    """a token is charged for the KL that it leads to in its own turn, not for its own and not for other turns'"""
-    from train import token_credit
-
-    masks = torch.tensor([[[0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 0]]], dtype=torch.bool)
+    """a token is charged for the KL that it leads to in its own turn, not its own and not other turns'"""
     kl = torch.tensor([[0.0, 1.0, 2.0, 4.0, 0.0, 8.0, 16.0, 0.0]])
-    got = token_credit(torch.zeros(1, 2), kl, masks, (0.5, 0.25))
-    idea = "Token 1 leads to the KLs 2 and 4 of its own turn, at beta 0.5: -3. A turn's last token leads to none."
-    expect("token_credit with advantages 0, betas (0.5, 0.25), KL 1, 2, 4 and 8, 16", got,
-           [[0, -3, -2, 0, 0, -4, 0, 0]], idea)  # fmt: skip
+    args = torch.zeros(1, 2), kl, table("01110000", "00000110")[None], (0.5, 0.25)
+    idea = "Token 1 leads to the KLs 2 and 4 of its turn, at beta 0.5: -3. A turn's last token leads to none."
+    case("train.token_credit", args, [[0, -3, -2, 0, 0, -4, 0, 0]], idea)
 
 
 def credit_has_the_whole_advantage():
     """every token of a turn has the turn's whole advantage, and tokens outside the masks have 0"""
-    from train import token_credit
-
-    masks = torch.tensor([[[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]], dtype=torch.bool)
-    got = token_credit(torch.tensor([[3.0, -7.0], [20.0, 1.0]]), torch.zeros(2, 5), masks, (0.5, 0.25))
-    idea = "An advantage belongs to each token of its turn: it is neither divided by the length nor at one end."
-    expect("token_credit without KL, advantages [[3, -7], [20, 1]]", got, [[0, 3, 3, 0, -7], [0, 20, 1, 1, 0]], idea)
+    masks = torch.stack((table("01100", "00001"), table("01000", "00110")))
+    args = torch.tensor([[3.0, -7.0], [20.0, 1.0]]), torch.zeros(2, 5), masks, (0.5, 0.25)
+    idea = "Each token of a turn has its advantage, not divided by the length, nor at one end alone."
+    case("train.token_credit", args, [[0, 3, 3, 0, -7], [0, 20, 1, 1, 0]], idea)
 
 
 # ---------------------------------------------------------------------------------- A5
 
 
-def metric(m, name: str):
-    require(isinstance(m, dict) and name in m, f"self_correction_metrics gave no {name!r}: see its docstring.")
-    return m[name]
+def metrics(idea: str, rows: torch.Tensor, want: dict, *changed) -> None:
+    """Has self_correction_metrics these values? `se_...` is the standard error of ..."""
+    m, call = called("eval.self_correction_metrics", rows, *changed)
+    for name, value in want.items():
+        group, key = (m.get("se", {}), name[3:]) if name.startswith("se_") else (m, name)
+        require(key in group, f"self_correction_metrics gave no {name!r}: see its docstring.")
+        expect(f"{call}: {name}", group[key], value, idea)
 
 
 def metrics_of_a_table():
     """accuracies, delta, transitions and fix rate of a row of the paper's table; further turns are left out"""
-    from eval import self_correction_metrics
-
-    rows = [[0, 1, 0]] * 58 + [[1, 0, 1]] * 14 + [[1, 1, 0]] * 586 + [[0, 0, 1]] * 342
-    m = self_correction_metrics(torch.tensor(rows, dtype=torch.bool))
-    want = {"acc_t1": 0.6, "acc_t2": 0.644, "delta": 0.044, "i_to_c": 0.058, "c_to_i": 0.014, "fix_rate": 0.145, "n": 1000}
-    for name, value in want.items():
-        idea = "i_to_c and c_to_i are shares of all problems, fix_rate of those with a wrong first attempt."
-        expect(f"self_correction_metrics of 1000 rows of three turns: {name}", metric(m, name), value, idea)
+    counts = {"010": 58, "101": 14, "110": 586, "001": 342}
+    rows = torch.cat([table(row).expand(n, 3) for row, n in counts.items()])
+    want = {"acc_t1": 0.6, "acc_t2": 0.644, "delta": 0.044, "i_to_c": 0.058, "c_to_i": 0.014}
+    idea = "i_to_c and c_to_i are shares of all problems, fix_rate of those with a wrong first attempt."
+    metrics(idea, rows, want | {"fix_rate": 0.145, "n": 1000})
 
 
 def errors_are_paired():
     """standard errors; that of delta is paired"""
-    from eval import self_correction_metrics
-
-    correct = torch.tensor([[0, 1], [1, 1], [1, 1], [0, 0], [0, 0], [1, 1], [1, 0], [0, 1]], dtype=torch.bool)
-    se = metric(self_correction_metrics(correct), "se")
     variance = sum((d - 0.125) ** 2 for d in (1, 0, 0, 0, 0, 0, -1, 1)) / 8
-    want = {"acc_t1": math.sqrt(0.25 / 8), "delta": math.sqrt(variance / 8), "fix_rate": 0.25}
-    for name, value in want.items():
-        idea = "It is sqrt(mean((x - mean)^2) / len(x)). For delta the x are the differences r2 - r1."
-        expect(f"self_correction_metrics of 8 rows: the error of {name}", metric(se, name), value, idea)
+    want = {"se_acc_t1": math.sqrt(0.25 / 8), "se_delta": math.sqrt(variance / 8), "se_fix_rate": 0.25}
+    idea = "It is sqrt(mean((x - mean)^2) / len(x)). For delta the x are the differences r2 - r1."
+    metrics(idea, table("01", "11", "11", "00", "00", "11", "10", "01"), want)
 
 
 def no_wrong_attempt_has_no_fix_rate():
     """without a wrong first attempt the fix rate is NaN"""
-    from eval import self_correction_metrics
-
-    m = self_correction_metrics(torch.ones(5, 2, dtype=torch.bool))
-    idea = "A share of nothing is not a number."
-    expect("self_correction_metrics of five right rows: fix_rate", metric(m, "fix_rate"), math.nan, idea)
-    expect("self_correction_metrics of five right rows: delta", metric(m, "delta"), 0.0, idea)
+    metrics("A share of nothing is not a number.", table(*["11"] * 5), {"fix_rate": math.nan, "delta": 0})
 
 
 def changes_are_counted():
     """the change rate is the mean of `changed`, and NaN if that is not given"""
-    from eval import self_correction_metrics
-
-    correct, changed = CASES.clone(), torch.tensor([True, False, True, True])
-    m, idea = self_correction_metrics(correct, changed), "It is the mean of `changed`, whatever is right."
-    expect("self_correction_metrics, changed 1 0 1 1: change_rate", metric(m, "change_rate"), 0.75, idea)
-    m, idea = self_correction_metrics(correct), "Where nothing is known the answer is NaN, not 0."
-    expect("self_correction_metrics without `changed`: change_rate", metric(m, "change_rate"), math.nan, idea)
+    rows, changed = table("00", "01", "10", "11"), table("1011")[0]
+    metrics("It is the mean of `changed`, whatever is right.", rows, {"change_rate": 0.75}, changed)
+    metrics("Where nothing is known the answer is NaN, not 0.", rows, {"change_rate": math.nan})

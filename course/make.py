@@ -1,9 +1,9 @@
 """Makes the folders of the course.
 
-    python course/make.py A3 --to=../score-A3                         the project with the functions of A3 emptied
-    python course/make.py A6 --student=NAME --to=../score-A6          the project with a bug, chosen by NAME
-    python course/make.py A3 --hand-in=../score-A3                    what to hand in: ../score-A3/A3.zip, small
-    python course/make.py --class=FOLDER --secret=FILE --names=FILE   for teachers: see README.md
+    python course/make.py A3 --to=../score-A3                     the project, the functions of A3 emptied
+    python course/make.py A6 --student=NAME --to=../score-A6      the project with a bug, chosen by NAME
+    python course/make.py A3 --hand-in=../score-A3                packs what to hand in: A3.zip, small
+    python course/make.py --class=FOLDER --secret=FILE --names=FILE     for teachers: see README.md
 
 Signatures and docstrings stay, and each body raises NotImplementedError. All else is real, so mistakes in
 earlier assignments do no harm.
@@ -13,6 +13,7 @@ import argparse
 import ast
 import csv
 import json
+import re
 import secrets
 import shutil
 import sys
@@ -28,39 +29,13 @@ NOT_COPIED = (".*", "course", "tests", "experiments", "out", "build", "*.egg-inf
 HIDDEN_FROM_STUDENTS = ("answers", "bugs.py", "bugs.json", "curves.json", "fill.py")
 HUNTED = ["train.py", "rollout.py", "rewards.py"]  # the files that may have a bug of A6
 MOST = 100_000  # bytes of what is handed in
-STEP = """
-      - id: check{number}
-        uses: classroom-resources/autograding-command-grader@v1
-        with:
-          test-name: "{what}"
-          command: python class/course/grade.py {name} . --check={number}
-          timeout: 5
-          max-score: {points}"""
-WORKFLOW = """# Set the variable COURSE of the organisation to the repository that `make.py --class` has made.
-name: Autograding
-on: [push, workflow_dispatch, repository_dispatch]
-permissions: {{checks: write, actions: read, contents: read}}
-jobs:
-  grade:
-    runs-on: ubuntu-latest
-    if: github.actor != 'github-classroom[bot]'
-    steps:
-      - uses: actions/checkout@v4
-      - uses: actions/checkout@v4
-        with: {{repository: "${{{{ vars.COURSE }}}}", path: class}}
-      - uses: actions/setup-python@v5
-        with: {{python-version: "3.12"}}
-      - run: pip install torch --index-url https://download.pytorch.org/whl/cpu
-      - run: pip install numpy tiktoken pytest{steps}
-      - uses: classroom-resources/autograding-grading-reporter@v1
-        env:{results}
-        with: {{runners: "{runners}"}}
-"""
 
 
 def function(source: str, name: str) -> ast.FunctionDef:
     """The function at the top level of a module. ValueError if it is not there."""
-    found = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name]
+    found = [
+        node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
     if not found:
         raise ValueError(f"there is no function {name}")
     return found[-1]
@@ -95,18 +70,26 @@ def make(name: str, to: Path) -> None:
 
 
 def workflow(name: str) -> str:
-    """Autograding in GitHub Classroom: a step for each check that gives points."""
-    numbered = [(n, c) for n, c in enumerate(ASSIGNMENTS[name].checks, 1) if c.points]
-    steps = "".join(STEP.format(number=n, name=name, what=c.what, points=c.points) for n, c in numbered)
-    names = [f"check{n}" for n, _ in numbered]
-    results = "".join(f'\n          {x.upper()}_RESULTS: "${{{{ steps.{x}.outputs.result }}}}"' for x in names)
-    return WORKFLOW.format(steps=steps, results=results, runners=",".join(names))
+    """Autograding in GitHub Classroom: classroom.yml with a step for each check that gives points."""
+    head, step, tail = (HERE / "classroom.yml").read_text(encoding="utf-8").split("# ---\n")
+    numbered = [(str(n), c) for n, c in enumerate(ASSIGNMENTS[name].checks, 1) if c.points]
+    values = [{"NUMBER": n, "NAME": name, "WHAT": c.what, "POINTS": str(c.points)} for n, c in numbered]
+    steps = [re.sub("|".join(row), lambda found, row=row: row[found[0]], step) for row in values]
+    results = "".join(
+        f'          CHECK{n}_RESULTS: "${{{{ steps.check{n}.outputs.result }}}}"\n' for n, _ in numbered
+    )
+    tail = tail.replace("RESULTS\n", results).replace("RUNNERS", ",".join(f"check{n}" for n, _ in numbered))
+    return head + "".join(steps) + tail
 
 
 def files_of(name: str) -> list[str]:
     """What a student hands in."""
     code = HUNTED if name == "A6" else sorted({hole.partition(":")[0] for hole in ASSIGNMENTS[name].holes})
-    return [*code, *(["bug.md"] if name == "A6" else ["answers.md"]), *(["my_tests.py"] if name == "A5" else [])]
+    return [
+        *code,
+        *(["bug.md"] if name == "A6" else ["answers.md"]),
+        *(["my_tests.py"] if name == "A5" else []),
+    ]
 
 
 def hand_in(name: str, folder: Path) -> Path:
@@ -177,7 +160,9 @@ def make_class(folder: Path, secret_file: Path, names: list[str]) -> None:
         secret_file.write_text(secrets.token_hex(16) + "\n", encoding="utf-8")
     secret, teacher = secret_file.read_text(encoding="utf-8").strip(), folder / "teacher"
     left_out = set(NOT_COPIED) - {"course", "experiments"}
-    shutil.copytree(ROOT, folder / "students", ignore=shutil.ignore_patterns(*left_out, *HIDDEN_FROM_STUDENTS))
+    shutil.copytree(
+        ROOT, folder / "students", ignore=shutil.ignore_patterns(*left_out, *HIDDEN_FROM_STUDENTS)
+    )
     teacher.mkdir()
     with open(teacher / "bugs.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
@@ -201,7 +186,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="the folder to make")
     parser.add_argument("--student", default="", help="A6: whose bug it is")
     parser.add_argument("--hand-in", type=Path, metavar="FOLDER", help="pack the files of this folder")
-    parser.add_argument("--class", dest="class_", type=Path, metavar="FOLDER", help="the folder of a class to make")
+    parser.add_argument(
+        "--class", dest="class_", type=Path, metavar="FOLDER", help="the folder of a class to make"
+    )
     parser.add_argument("--secret", type=Path, help="a file; --class makes it if it is not there")
     parser.add_argument("--names", type=Path, help="a file with a student's name in each line")
     o = parser.parse_args()
@@ -209,7 +196,7 @@ def main() -> None:
         if o.class_ and o.secret:
             lines = o.names.read_text(encoding="utf-8").splitlines() if o.names else []
             make_class(o.class_, o.secret, [line.strip() for line in lines if line.strip()])
-            print(f"{o.class_ / 'students'} is for the students, {o.class_ / 'teacher'} and {o.secret} are yours")
+            print(f"{o.class_ / 'students'} is for students; {o.class_ / 'teacher'} and {o.secret} are yours")
         elif o.assignment and o.hand_in:
             print(f"hand in {hand_in(o.assignment, o.hand_in)}")
         elif o.assignment and o.to:
