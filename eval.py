@@ -1,6 +1,6 @@
 """Evaluation: is the second attempt better than the first, and does it read the first?
 
-    python eval.py out/default                          report of a run: results.json, report.md, pictures
+    python eval.py out/default                          report of a run: results.json, report.md, report.html
     python eval.py out/default/stage2.pt --show=10      metrics of one checkpoint, with transcripts
     python eval.py out/default/stage2.pt --chat         pose problems of your own
     python eval.py FOLDER --task=gsm8k --test_data=F    metrics of a Hugging Face checkpoint as it stands
@@ -14,6 +14,7 @@ import math
 import sys
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from engine.chat import chat
 from engine.cli import run_script
 from engine.hf import export, is_pretrained
 from engine.options import parse_options, require
+from engine.page import beside_of, write_page
 from engine.report import (
     metrics_text,
     read_log,
@@ -43,9 +45,9 @@ from engine.report import (
 )
 from engine.settings import EvalOptions
 from model import GPT
-from rewards import correctness
+from rewards import correctness, turn_returns, turn_rewards
 from rollout import Rollout, sample_dialogues
-from train import Config, load_model, stages, token_scores
+from train import Config, advantages, load_model, rollout_batch, stages, token_credit, token_scores
 
 
 def self_correction_metrics(correct, changed=None) -> dict:
@@ -152,13 +154,18 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     return result
 
 
-def report(folder: Path, device: torch.device) -> None:
-    """Evaluates a run's checkpoints and writes its report."""
+# What the page shows of the method. engine/ imports none of it.
+SHOWN = (answer, correctness, turn_rewards, turn_returns, advantages, token_credit, token_scores)
+SHOWN = SimpleNamespace(**{f.__name__: f for f in (*SHOWN, evaluate, load_model, rollout_batch, stages)})
+
+
+def report(folder: Path, device: torch.device, page: str | None = None, beside: str | None = None) -> None:
+    """Evaluates a run's checkpoints and writes its report, and into the file `page` its page."""
     missing = f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
     require((folder / "base.pt").exists(), missing)
     read_log(folder)  # an error now rather than after the evaluation
-    results, (base, base_c) = {}, load_model(folder / "base.pt", device)
-    c = base_c
+    results, seen, (base, base_c) = {}, {}, load_model(folder / "base.pt", device)
+    other, c = beside_of(SHOWN, beside, base_c, device), base_c
     names = dict.fromkeys(["base", *(stage.name for stage in stages(c))])
     for name in [name for name in names if (folder / f"{name}.pt").exists()]:
         model, c = load_model(folder / f"{name}.pt", device)
@@ -171,27 +178,34 @@ def report(folder: Path, device: torch.device) -> None:
         results[name] = {"greedy": greedy, "sampled": sampled, "training": training}
         results[name]["swap"] = swap_test(model, c, transcripts)
         results[name]["drift_kl"] = drift(model, base, c, problems)
+        seen[name] = folder / f"{name}.pt", c, transcripts
         del model  # before the next is read
     print(f"{table(results)}\n(± is one standard error)\n", flush=True)
     write_report(folder, c, results, transcripts)
+    if page:
+        write_page(page, SHOWN, device, seen, other, results, read_log(folder))
+        print(f"{page} shows it in a browser")
     print(f"{folder / 'report.md'} has the whole report")
 
 
 def show_checkpoint(path: str, o: EvalOptions) -> None:
     """Metrics of one checkpoint, or its attempts at a problem that a person poses, or an export of it."""
-    model, c = load_model(path, pick_device(o.device))
+    model, c = load_model(path, device := pick_device(o.device))
     c = overridden(c, o, path)
     if o.export:
         return print(export(model, c, o.export))
     if o.chat:
         return chat(model, c, o.temperature)
-    problems = problems_of(c, o)
+    problems, other = problems_of(c, o), beside_of(SHOWN, o.beside, c, device)
     if o.save:  # an error now rather than after the evaluation
         is_new = Path(o.save).parent.is_dir() and not Path(o.save).exists()
         require(is_new, f"--save={o.save} must be a new file in a folder that exists")
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
         save_transcripts(o.save, transcripts)
+    if o.html not in ("", "true", "false"):  # those are for the report of a run
+        seen, results = {Path(path).name: (path, c, transcripts)}, {Path(path).name: {"greedy": metrics}}
+        write_page(o.html, SHOWN, device, seen, other, results, [], training=False)
     if o.problem is not None:
         print(transcript(*transcripts[0]).strip())
     elif o.json:
@@ -207,9 +221,10 @@ def main() -> None:
     path, o = given.pop("path"), EvalOptions(**given)
     if not Path(path).is_dir() or is_pretrained(path):
         return show_checkpoint(path, o)
-    if other := sorted(given.keys() - {"device"}):
+    if other := sorted(given.keys() - {"device", "html", "beside"}):
         raise ValueError(f"--{other[0]} is for one checkpoint such as {path}/stage2.pt, not for a report")
-    report(Path(path), pick_device(o.device))
+    page = {"": f"{path}/report.html", "true": f"{path}/report.html", "false": None}.get(o.html, o.html)
+    report(Path(path), pick_device(o.device), page, o.beside)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def rollout_batch(c: Config, stage: Stage, update: int, env: Environment, policy
     """Samples dialogues (`sample_dialogues` in rollout.py) and scores them.
 
     `update` is the number of the update in the run; it decides the problems and the random numbers. Returns
-    the batch with `ids` [B, T], `masks` [B, K, T] and `advantages` [B, K] of this process's B rows; what to
-    log of it; and an example (problem, texts, correct) to show.
+    the batch with `ids` [B, T], `masks` [B, K, T] and `advantages`, `correct`, `rewards` [B, K] of this
+    process's B rows; what to log of it; and an example (problem, texts, correct) to show.
     """
     rows, n = my_rows(c.batch), c.samples_per_problem  # with one process: all rows
     problems = [env.problem((update * c.batch + row) // n) for row in rows]
@@ -145,6 +145,7 @@ def rollout_batch(c: Config, stage: Stage, update: int, env: Environment, policy
     advantage = advantages(turn_returns(rewards, stage.gamma), n)
 
     batch = {"ids": rollout.ids, "masks": rollout.masks, "advantages": advantage}
+    batch |= {"correct": correct, "rewards": rewards}  # the loss needs neither; the report shows them
     metrics = rollout_metrics(rollout, correct, rewards, advantage, failures)
     return batch, metrics, (problems[-1], rollout.texts[-1], correct[-1].tolist())
 
@@ -291,7 +292,8 @@ def main() -> int:
         print(f"{folder}: {c.task}, size {c.size}, seed {c.seed}, on {build.pick_device(c.device)}")
         train(c, state)
     if rank() == 0 and c.report:  # in a process of its own, so that it can be made again at any time
-        return run_alone(Path(__file__).with_name("eval.py"), folder, f"--device={c.device}")
+        html = f"--html={str(c.html).lower()}"
+        return run_alone(Path(__file__).with_name("eval.py"), folder, f"--device={c.device}", html)
     return 0
 
 

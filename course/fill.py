@@ -1,9 +1,8 @@
-"""Puts the measured figures into the handouts.
+"""Puts the measured figures into the handouts, between the comments `figures` and `end` of each page.
 
-    python course/fill.py            from course/results.json
-    python course/fill.py --run      trains all runs of the course first: two minutes on an idle machine
-
-They go between the comments `figures` and `end` of each page.
+python course/fill.py            from course/results.json
+python course/fill.py --run      trains all runs of the course first: ten minutes on an idle core
+python course/fill.py --bugs     trains the bugs of A6 and writes course/curves.json: another ten
 """
 
 import json
@@ -14,90 +13,117 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 
-from assignments import ASSIGNMENTS, MENDED_POINTS
-from make import copy_project
-from runs import RUNS, arguments, command, curve
+from assignments import ASSIGNMENTS
+from bugs import SILENT, plant
+from make import HERE, HUNTED, copy_project
+from runs import RUNS, arguments, command, curve, odds
 
-HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
-TITLES = {
-    "base": "the base, which all runs start from",
-    "score": "SCoRe: Stage I, then Stage II",
-    "gamma0": "Stage II alone, γ = 0",
-    "gamma1": "Stage II alone, γ = 1",
-    "plain": "plain RL: Stage II without the bonus",
-    "rloo": "SCoRe with the baseline `rloo`",
-    "free": "Stage I without the hold on turn 1",
+ODDS = {"plain1": 1, "nostage1": 1, "score": 0.3}  # A4: run -> its KL weight of turn 1
+SHOWN = {
+    "A2": ["score", "gamma1"],
+    "A3": ["score", "plain1", "plain03", "plain01", "nostage1", "plenty", "weight11"],
+    "A4": ["plain1", "nostage1", "score", "free"],
 }
-SHOWN = {"A2": ["gamma0", "gamma1"], "A3": ["score", "plain", "rloo"], "A4": ["score", "free"]}
 
 
-def run_all() -> dict:
-    """Each run's curve and the seconds of processor time that it took, by name."""
+def trained(tree: Path, name: str, words: list[str]) -> float:
+    """Trains in a tree. Returns the seconds of processor time. RuntimeError shows the end of what it said."""
+    before = sum(os.times()[2:4])  # of children, user and system
+    done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-1000:]}")
+    print(f"{name}: {sum(os.times()[2:4]) - before:.0f} s", flush=True)
+    return sum(os.times()[2:4]) - before
+
+
+def run_all(tree: Path) -> dict:
+    """Each run's curve, its seconds, and the metrics of its last checkpoint on new problems, by name."""
     results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        copy_project(tree)
-        for name in RUNS:
-            before = sum(os.times()[2:4])
-            subprocess.run(arguments(name), cwd=tree, check=True, stdout=subprocess.DEVNULL)
-            spent = round(sum(os.times()[2:4]) - before)  # of processor time: of children, user and system
-            results[name] = {"seconds": spent, "curve": curve(tree / "out" / name)}
-            print(f"{name}: {spent} s", flush=True)
+    for name in RUNS:
+        seconds = round(trained(tree, name, arguments(name)))
+        results[name] = {"seconds": seconds, **measured(tree, name)}
     return results
 
 
-def rows_of(run: dict) -> list[tuple[str, dict]]:
-    """The first ten steps of a run, and the last twenty of each stage."""
-    points = run["curve"]
-    rows = [("first 10 steps", points[0])]
-    for stage, title in (("stage1", "end of Stage I"), ("stage2", "end of Stage II")):
-        last = [point for point in points if point["stage"] == stage][-2:]
-        if last:
-            names = [name for name in last[0] if name not in ("stage", "step")]
-            rows.append((title, {name: fmean(point[name] for point in last) for name in names}))
-    return rows
+def measured(tree: Path, name: str) -> dict:
+    """The curve of a run, and Acc@t1 and Acc@t2 of its last checkpoint on 1,000 new problems, in percent."""
+    folder = tree / "out" / name
+    path = next(p for p in (folder / f"{stage}.pt" for stage in ("stage2", "stage1", "base")) if p.exists())
+    words = [sys.executable, "eval.py", str(path), "--n=1000", "--json"]
+    m = json.loads(subprocess.run(words, cwd=tree, capture_output=True, text=True, check=True).stdout)
+    found = {"curve": curve(folder), "greedy": [round(100 * m[key], 1) for key in ("acc_t1", "acc_t2")]}
+    if name in ODDS:
+        found["odds"] = odds(ODDS[name], str(tree / "out/base/base.pt"), str(path))
+    return found
+
+
+def run_bugs(tree: Path) -> dict:
+    """The curves of three healthy runs with seeds of their own and of each bug, means of ten updates."""
+    curves = {}
+    jobs = [(f"healthy {n}", n - 1) for n in (3, 2, 1)] + [(bug, 0) for bug in SILENT]
+    for name, seed in jobs:
+        kept = {file: (tree / file).read_text(encoding="utf-8") for file in HUNTED}
+        more = [f"--seed={seed}", "--overwrite"]
+        if name in SILENT:
+            plant(name, tree)
+        else:
+            trained(tree, f"the base of {name}", arguments("easy") + more)
+        trained(tree, name, arguments("hunted") + more)
+        curves[name] = curve(tree / "out" / "hunted", width=10)
+        for file, text in kept.items():
+            (tree / file).write_text(text, encoding="utf-8")
+    return curves
 
 
 def run_table(results: dict, names: list[str]) -> str:
-    lines = ["| run | when | turn 1 right | turn 2 right | changed | KL of turn 1 | KL of turn 2 |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines = ["| run | updates | turn 1 → turn 2, sampled | changed | KL 1, KL 2 | on new problems, greedy |"]
+    lines += ["|---|---|---|---|---|---|"]
     for name in names:
-        for title, p in rows_of(results[name]):
-            cells = [f"{p[key]:.0f} %" for key in ("acc_t1", "acc_t2", "change_rate")]
-            cells += [f"{p[key]:.2f}" for key in ("kl_t1", "kl_t2")]
-            lines.append("| " + " | ".join([TITLES[name], title, *cells]) + " |")
+        points, greedy = results[name]["curve"], results[name]["greedy"]
+        for i in sorted({0, len(points) - 1, sum(point["stage"] == "stage1" for point in points) - 1} - {-1}):
+            p, last = points[i], i == len(points) - 1
+            when = f"{30 * i + 1} to {30 * i + 30}"
+            both = f"{p['acc_t1']:.0f} → {p['acc_t2']:.0f} %"
+            new = "{:.0f} → {:.0f} %".format(*greedy) if last else ""
+            cells = [RUNS[name][0] if not i else "", when, both, f"{p['change_rate']:.0f} %"]
+            lines.append("| " + " | ".join([*cells, f"{p['kl_t1']:.2f}, {p['kl_t2']:.2f}", new]) + " |")
+    return "\n".join(lines)
+
+
+def odds_table(results: dict) -> str:
+    lines = ["| run | problems | the base | predicted | measured |", "|---|---|---|---|---|"]
+    for name in ODDS:
+        for kind, values in results[name]["odds"].items():
+            cells = [RUNS[name][0], kind, *(f"{x:.0f} %" for x in values)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def time_table(results: dict) -> str:
     lines = ["| run | command | seconds |", "|---|---|---|"]
-    lines += [f"| {TITLES[name]} | `{command(name)}` | {results[name]['seconds']} |" for name in RUNS]
-    total = sum(results[name]["seconds"] for name in RUNS)
-    return "\n".join([*lines, f"| all | | {total} |"])
+    lines += [f"| {RUNS[name][0]} | `{command(name)}` | {results[name]['seconds']} |" for name in RUNS]
+    return "\n".join([*lines, f"| all | | {sum(results[name]['seconds'] for name in RUNS)} |"])
 
 
 def points_table() -> str:
-    lines = ["| | title | functions to write | code | own tests, fixed bug | answers | points |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    total = 0
+    lines = ["| | title | functions to write | code | own tests, mended bug | answers | points | hours |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
     for name, a in ASSIGNMENTS.items():
-        code = sum(check.points for check in a.checks)
-        more = a.automatic - code + (MENDED_POINTS if name == "A6" else 0)
-        total += code + more + a.written
         holes = ", ".join(f"`{hole.partition(':')[2]}`" for hole in a.holes) or "–"
-        cells = [f"[{name}]({name}.md)", a.title, holes, *(str(n or "–") for n in (code, more, a.written))]
-        lines.append("| " + " | ".join([*cells, str(code + more + a.written)]) + " |")
-    return "\n".join([*lines, f"| | | | | | | {total} |"])
+        numbers = (a.points - a.own - a.written or "–", a.own or "–", a.written, a.points, a.hours)
+        lines.append("| " + " | ".join([f"[{name}]({name}.md)", a.title, holes, *map(str, numbers)]) + " |")
+    total = [sum(getattr(a, key) for a in ASSIGNMENTS.values()) for key in ("points", "hours")]
+    return "\n".join([*lines, f"| | | | | | | {total[0]} | {total[1]} |"])
 
 
 def blocks(results: dict) -> dict[str, list[Callable[[], str]]]:
     """What fills the blocks of each file, in their order."""
-    filled = {f"{name}.md": [lambda names=names: run_table(results, names)] for name, names in SHOWN.items()}
-    return filled | {"README.md": [points_table, lambda: time_table(results)]}
+    made = {f"{name}.md": [lambda names=names: run_table(results, names)] for name, names in SHOWN.items()}
+    made["A4.md"].append(lambda: odds_table(results))
+    return made | {"README.md": [points_table, lambda: time_table(results)]}
 
 
 def filled(text: str, makers: list[Callable[[], str]]) -> str:
@@ -109,10 +135,17 @@ def filled(text: str, makers: list[Callable[[], str]]) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--run"]:
-        RESULTS.write_text(json.dumps(run_all(), indent=1) + "\n", encoding="utf-8")
-    elif sys.argv[1:]:
+    if not set(sys.argv[1:]) <= {"--run", "--bugs"}:
         sys.exit(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        for word, make_them, path in (
+            ("--run", run_all, RESULTS),
+            ("--bugs", run_bugs, HERE / "curves.json"),
+        ):
+            if word in sys.argv:
+                copy_project(tree := Path(folder) / word)
+                lines = [f"{json.dumps(name)}: {json.dumps(x)}" for name, x in make_them(tree).items()]
+                path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     for file, makers in blocks(json.loads(RESULTS.read_text(encoding="utf-8"))).items():
         path = HERE / file
         path.write_text(filled(path.read_text(encoding="utf-8"), makers), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Grades an assignment: points, each with its reason.
+"""Grades an assignment: points, each with its reason in words.
 
-    python course/grade.py A3 ../score-A3                       also written to ../score-A3/grade-A3.json
-    python course/grade.py A5 ../score-A5                       with the student's own tests in my_tests.py
-    python course/grade.py A6 ../score-A6 --student=ID          the tree of bug.py, mended
+    python course/grade.py A3 ../score-A3                        also written to ../score-A3/grade-A3.json
+    python course/grade.py A3 --class=FOLDER --secret=FILE       for teachers: all folders and zips in FOLDER
+    python course/grade.py race ../score --student=NAME          60 s of one core: a line for the leaderboard
 
 Of a student's files only the functions to write are taken, with helpers that are new. Each is put into a
-fresh copy of this project, and the project's own tests run on it in a process of their own. After SECONDS
+fresh copy of this project, and the checks of checks.py run on it in a process of their own. After SECONDS
 that process and its children are killed. This keeps accidents away from you, but it is no sandbox: a function
 can read your files and could forge its points. So look at what you grade, and grade where no secrets are.
 """
@@ -13,73 +13,72 @@ can read your files and could forge its points. So look at what you grade, and g
 import argparse
 import ast
 import contextlib
+import csv
 import json
 import multiprocessing
 import os
+import random
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import tempfile
+import traceback
+import zipfile
+import zlib
 from pathlib import Path
 
-import pytest
+import checks
 import torch
-from assignments import ASSIGNMENTS, BUG_POINTS, MENDED_POINTS, edit, edited
-from bug import variant_of
-from make import copy_project, function
+from assignments import ASSIGNMENTS
+from make import HERE, HUNTED, MOST, ROOT, copy_project, function, secret_of
 
-SECONDS = 60  # for the tests of one function
-FINISHED = 100  # pytest's exit code is added to it: who ends Python from within a test has another code
+SECONDS = 60  # for the checks of one function
+FINISHED = 100  # exit code of a process that came to its end: who ends Python from within has another code
 MEMORY = 8 * 2**30  # bytes, where the system can limit them
-# Where processes can be forked safely, the tests start with torch in memory: that saves seconds each.
+# Where processes can be forked safely, the checks start with torch in memory: that saves seconds each.
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+MAY_IMPORT = {"torch", "math", "itertools", "random", "pytest", "numpy", "rewards", "train", "eval"}
+MAY_NOT_USE = {"open", "exec", "compile", "globals", "vars", "getattr", "load", "from_file", "fromfile"}
 
 
-def grade(name: str, folder: Path, student: str = "") -> dict:
+def grade(name: str, folder: Path, student: str = "", secret: str = "") -> dict:
     """The points of an assignment, by check. ValueError if there is no such folder."""
     if not folder.is_dir():
-        raise ValueError(f"no folder {folder}: give the folder that make.py or bug.py has made")
+        raise ValueError(f"no folder {folder}: give the folder that make.py has made")
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary) / "tree"
         copy_project(tree)
         rows = [row for hole in ASSIGNMENTS[name].holes for row in grade_hole(name, hole, folder, tree)]
-        if name == "A5":
-            rows += grade_own_tests(folder, tree)
-        if name == "A6":
-            rows += grade_mended(folder, tree, student)
+        rows += grade_own_tests(folder, tree, student, secret) if name == "A5" else []
+        rows += [grade_mended(folder, tree)] if name == "A6" else []
     points, of = sum(row["points"] for row in rows), sum(row["of"] for row in rows)
-    return {"assignment": name, "points": points, "of": of, "checks": rows}
+    return {"assignment": name, "student": student, "points": points, "of": of, "checks": rows}
 
 
-def row(what: str, points: int, of: int, reason: str = "") -> dict:
-    return {"what": what, "points": points, "of": of, "reason": reason}
+def row(what: str, of: int, reason: str = "") -> dict:
+    return {"what": what, "points": 0 if reason else of, "of": of, "reason": reason}
 
 
 def grade_hole(name: str, hole: str, folder: Path, tree: Path) -> list[dict]:
     """The checks of one function, on the student's version of it."""
     file, _, function_name = hole.partition(":")
-    checks = [check for check in ASSIGNMENTS[name].checks if check.hole == hole]
-    path = tree / file
-    real = path.read_text(encoding="utf-8")
+    found = [check for check in ASSIGNMENTS[name].checks if check.hole == hole]
+    path, real = tree / file, (tree / file).read_text(encoding="utf-8")
     try:
-        source = spliced(real, read(folder / file), function_name)
-    except ValueError as error:
-        reasons = [f"{file}: {error}"] * len(checks)
-    else:
-        path.write_text(source, encoding="utf-8")
-        results = run_tests(tree, [test for check in checks for test in check.tests])
+        path.write_text(spliced(real, read(folder / file), function_name), encoding="utf-8")
+        reasons = in_child(tree, [check.run.__name__ for check in found])
         path.write_text(real, encoding="utf-8")
-        reasons = [next(filter(None, (why_not(test, results) for test in c.tests)), "") for c in checks]
-    return [
-        row(f"{function_name}: {check.what}", 0 if reason else check.points, check.points, reason)
-        for check, reason in zip(checks, reasons, strict=True)
-    ]
+    except ValueError as error:
+        reasons = [f"{file}: {error}"] * len(found)
+    return [row(check.what, check.points, reason) for check, reason in zip(found, reasons, strict=True)]
 
 
 def read(path: Path) -> str:
     """The text of a student's file. ValueError says what is wrong with it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError:
         raise ValueError("the file is not there") from None
     except UnicodeDecodeError:
@@ -89,68 +88,59 @@ def read(path: Path) -> str:
 def spliced(real: str, students: str, name: str) -> str:
     """The real source with the student's version of one function. ValueError if that can't be done.
 
-    Helpers come along: functions, imports and constants at the top level that the real file does not have.
+    Helpers come along, before it: functions, imports and constants at the top level that the real file does
+    not have. Annotations of the function are dropped, as they may name what only the student has imported.
     """
     try:
         theirs, ours = function(students, name), function(real, name)
-        module = ast.parse(real)
-        known = {word for node in module.body for word in names_of(node)}
+        known = {word for node in ast.parse(real).body for word in names_of(node)}
         helpers = [node for node in ast.parse(students).body if names_of(node) - known]
-        # Printed anew from the syntax tree, so that it fits whatever the student's indentation is.
-        text = ast.unparse(theirs).replace("\n", "\n" + " " * ours.col_offset)
+        for arg in [node for node in ast.walk(theirs.args) if isinstance(node, ast.arg)]:
+            arg.annotation = None
+        theirs.returns = None
         lines = real.splitlines(keepends=True)
         begin = min(node.lineno for node in (ours, *ours.decorator_list)) - 1
-        text = "".join([*lines[:begin], " " * ours.col_offset, text, "\n", *lines[ours.end_lineno :]])
-        source = "\n".join([text, *map(ast.unparse, helpers)])
-        ast.parse(source)
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        where, why = "", "too deeply nested"
-        if isinstance(error, SyntaxError):
-            where, why = f" in line {error.lineno}", error.msg
-        raise ValueError(f"Python can't read it{where}: {why}") from None
-    return source
+        new = "\n".join(map(ast.unparse, [*helpers, theirs]))
+        return "".join([*lines[:begin], new, "\n", *lines[ours.end_lineno :]])
+    except SyntaxError as error:
+        raise ValueError(f"Python can't read it in line {error.lineno}: {error.msg}") from None
+    except (RecursionError, MemoryError):
+        raise ValueError("Python can't read it: too deeply nested") from None
 
 
 def names_of(node: ast.stmt) -> set[str]:
     """The names that a function, a class, an import or a constant at the top level brings."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
-    if isinstance(node, ast.Import | ast.ImportFrom):
+    if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__":
         return {alias.asname or alias.name for alias in node.names}
-    if isinstance(node, ast.Assign):
-        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return set()
 
 
-# ---------------------------------------------------------------------------------- tests
+# ---------------------------------------------------------------------------------- processes
 
 
-def run_tests(tree: Path, tests: list[str], *options: str) -> dict[str, str]:
-    """What became of each test that ran: "" if it passed, else one line that says why not.
-
-    The key "" has a line on the whole process, if that did not come to its end.
-    """
+def in_child(tree: Path, jobs: list[str]) -> list[str]:
+    """What became of each job in the tree, a check or a function of this file: "" or why it failed."""
     log = tree.with_name("results.jsonl")
     log.write_text("", encoding="utf-8")
-    process = PROCESSES.Process(target=child, args=(tree, tests, options, log))
+    process = PROCESSES.Process(target=child, args=(tree, jobs, log))
     process.start()
     process.join(SECONDS)
-    ended = process.exitcode
-    kill(process)
-    results = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was cut off by a kill
-            found = json.loads(line)
-            results[found["test"]] = results.get(found["test"]) or found["reason"]
-    if ended is None:
-        results[""] = f"it did not come to an end within {SECONDS} seconds"
-    elif ended < FINISHED:
-        results[""] = "it ended Python itself, or took too much memory"
-    return results
+    lost = {None: f"it did not come to an end within {SECONDS} seconds", FINISHED: "it did not run"}
+    lost = lost.get(process.exitcode, "it ended Python itself, or took too much memory")
+    with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
+        os.killpg(process.pid, signal.SIGKILL)  # and those that it has started
+    process.kill()
+    process.join()
+    reasons = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return (reasons + [lost] * len(jobs))[: len(jobs)]
 
 
-def child(tree: Path, tests: list[str], more: tuple[str, ...], log: Path) -> None:
-    """Runs pytest in a process of its own, cut off from the terminal."""
+def child(tree: Path, jobs: list[str], log: Path) -> None:
+    """Does the jobs in a process of its own, cut off from the terminal, and writes each result at once."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that the children of a solution can be killed with it
     with contextlib.suppress(ImportError, ValueError, OSError):
@@ -161,145 +151,237 @@ def child(tree: Path, tests: list[str], more: tuple[str, ...], log: Path) -> Non
     for stream in range(3):
         os.dup2(null.fileno(), stream)
     os.chdir(tree)
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     sys.stdin = sys.stdout = sys.stderr = null
     sys.dont_write_bytecode = True
     forget_the_project()
     sys.path.insert(0, str(tree))
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:unraisableexception", f"--rootdir={tree}"]
-    files = [f"tests/{test}" for test in dict.fromkeys(tests)]
-    os._exit(FINISHED + int(pytest.main([*options, *more, *files], plugins=[Recorder(log)])))
+    for job in jobs:
+        reason = ""
+        try:
+            (getattr(checks, job, None) or globals()[job])()
+        except checks.Wrong as error:
+            reason = str(error)
+        except NotImplementedError:
+            reason = "not written yet"
+        except BaseException as error:
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            reason = f"{type(error).__name__}: {str(error)[:200]} (at: {line})"
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(reason) + "\n")
+    os._exit(FINISHED)
 
 
 def forget_the_project() -> None:
-    """The process may have inherited the real modules. The tests must import those of the tree."""
-    root = str(Path(__file__).resolve().parent.parent)
-    sys.path[:] = [path for path in sys.path if not str(Path(path).resolve()).startswith(root)
-                   or "site-packages" in path]  # fmt: skip
+    """The process may have inherited the real modules. The jobs must import those of the tree."""
+
+    def ours(path: str) -> bool:
+        return path.startswith(str(ROOT)) and "site-packages" not in path
+
+    sys.path[:] = [path for path in sys.path if not ours(str(Path(path).resolve()))]
     for name, module in list(sys.modules.items()):
-        path = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "")
-        if path and path.startswith(root) and "site-packages" not in path:
+        if ours(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "")):
             del sys.modules[name]
 
 
-class Recorder:
-    """A plugin of pytest that writes down each test's outcome at once, so that a kill loses the rest only."""
+# ---------------------------------------------------------------------------------- A5, A6 and the race
 
-    def __init__(self, log: Path):
-        self.log = log
+
+class FirstFailure:
+    """A plugin of pytest."""
+
+    passed, why = 0, ""
 
     def pytest_runtest_logreport(self, report) -> None:
-        if report.when == "call" or not report.passed:
-            self.write(report.nodeid, report)
+        self.passed += report.passed and getattr(report, "when", "") == "call"
+        if report.failed and not self.why:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            text = " ".join((crash.message if crash else str(report.longrepr)).split())
+            self.why = f"{text[:200]} ({report.nodeid.rpartition('::')[2]})"
 
-    def pytest_collectreport(self, report) -> None:
-        if report.failed:
-            self.write(report.nodeid, report)
-
-    def write(self, test: str, report) -> None:
-        reason = "" if report.passed else one_line(report)
-        line = json.dumps({"test": test.removeprefix("tests/"), "reason": reason})
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+    pytest_collectreport = pytest_runtest_logreport
 
 
-def one_line(report) -> str:
-    crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else str(report.longrepr)
-    if "NotImplementedError" in text:
-        return "not written yet"
-    return re.sub(r"\s+", " ", text)[:200] or "it failed"
+def own_tests() -> None:
+    import pytest
+
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"], found = "1", FirstFailure()
+    options = ["-qsx", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--rootdir=."]
+    pytest.main([*options, "test_mine.py"], plugins=[found])
+    if found.why or not found.passed:
+        raise checks.Wrong(found.why or "it has no test: the names of tests begin with test_")
 
 
-def why_not(test: str, results: dict[str, str]) -> str:
-    """An empty text if all cases of the test passed, else why not."""
-    cases = {k: v for k, v in results.items() if k == test or k.startswith(f"{test}[")}
-    failed = next(filter(None, cases.values()), "")
-    if not failed and results.get(""):  # the process was lost, maybe amid this test's cases
-        failed = "" if cases and not is_last(test, results) else results[""]
-    if not failed and not cases:
-        failed = next(filter(None, results.values()), "the test did not run")
-    return failed and f"{failed} ({test.rpartition('::')[2]})"
-
-
-def is_last(test: str, results: dict[str, str]) -> bool:
-    """Is this the test that ran when the process was lost?"""
-    last = [name for name in results if name][-1]
-    return last == test or last.startswith(f"{test}[")
-
-
-def kill(process) -> None:
-    """Ends the process and those that it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join()
-
-
-# ---------------------------------------------------------------------------------- A5 and A6
-
-
-def grade_own_tests(folder: Path, tree: Path) -> list[dict]:
+def grade_own_tests(folder: Path, tree: Path, student: str, secret: str) -> list[dict]:
     """The student's own tests: they must pass on right code, and fail on each hidden bug."""
-    bugs = ASSIGNMENTS["A5"].bugs
+    of = ASSIGNMENTS["A5"].own
     try:
-        (tree / "tests" / "test_mine.py").write_text(read(folder / "my_tests.py"), encoding="utf-8")
-        for file in {edit(bug).file for bug in bugs}:
+        tests = read(folder / "my_tests.py")
+        behaves(tests)
+        (tree / "test_mine.py").write_text(tests, encoding="utf-8")
+        for file in ("rewards.py", "train.py", "eval.py"):
             rewrite(tree / file)
-        error = complaint(run_tests(tree, ["test_mine.py"], "-x"))
+        (error,) = in_child(tree, ["own_tests"])
     except ValueError as problem:
         error = str(problem)
+    if error:
+        return [row("my_tests.py passes on the right code", of, f"my_tests.py on the right code: {error}")]
+    try:
+        from bugs import BUGS, edited, hidden_bugs
+    except ImportError:  # in the students' repository
+        return [row("my_tests.py passes on the right code; your teacher has the bugs", 0)]
     rows = []
-    for bug, where in bugs.items():
-        what = f"my_tests.py notices a bug in {where}"
-        if error:
-            rows.append(row(what, 0, BUG_POINTS, f"my_tests.py on the right code: {error}"))
-            continue
-        m = edit(bug)
-        path, real = tree / m.file, (tree / m.file).read_text(encoding="utf-8")
-        path.write_text(edited(m, original(m.file)), encoding="utf-8")
+    for where, bug in hidden_bugs(student or "nobody", secret).items():
+        path, source = tree / BUGS[bug]["file"], (ROOT / BUGS[bug]["file"]).read_text(encoding="utf-8")
+        path.write_text(edited(bug, source), encoding="utf-8")
         rewrite(path)
-        caught = bool(complaint(run_tests(tree, ["test_mine.py"], "-x")))
-        path.write_text(real, encoding="utf-8")
+        caught = in_child(tree, ["own_tests"]) != [""]
+        path.write_text(source, encoding="utf-8")
         reason = "" if caught else "all of your tests pass on code with this bug"
-        rows.append(row(what, BUG_POINTS * caught, BUG_POINTS, reason))
+        rows.append(row(f"my_tests.py notices a bug in {where}", of // 5, reason))
     return rows
 
 
-def original(file: str) -> str:
-    return (Path(__file__).resolve().parent.parent / file).read_text(encoding="utf-8")
+def behaves(tests: str) -> None:
+    """ValueError if the tests could look at the code instead of calling it."""
+    try:
+        nodes = list(ast.walk(ast.parse(tests)))
+    except (SyntaxError, RecursionError) as error:
+        raise ValueError(f"Python can't read it: {error}") from None
+    for node in nodes:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
+        if bad := [name for name in names if name.partition(".")[0] not in MAY_IMPORT]:
+            needed = ", ".join(sorted(MAY_IMPORT))
+            raise ValueError(f"it imports {bad[0]}: tests call the functions and need {needed}")
+        word = getattr(node, "id", getattr(node, "attr", ""))
+        if word in MAY_NOT_USE or word.startswith("__"):
+            raise ValueError(f"it uses {word}: tests call the functions, and do not look at their code")
 
 
 def rewrite(path: Path) -> None:
-    """The same code in another layout: a test that compares texts can't tell right from wrong by it."""
-    path.write_text(ast.unparse(ast.parse(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    """The same code in another layout, with a statement in each function that does nothing: a test that
+    compares texts or syntax can't tell right from wrong by it.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.body[1:1] = ast.parse(f"_{random.getrandbits(30)} = {random.getrandbits(30)}").body
+    path.write_text(ast.unparse(ast.fix_missing_locations(tree)), encoding="utf-8")
 
 
-def complaint(results: dict[str, str]) -> str:
-    """Why these tests as a whole did not pass, or ""."""
-    failed = next(((test, reason) for test, reason in results.items() if reason), None)
-    if failed:
-        return f"{failed[1]} ({failed[0].rpartition('::')[2] or 'all'})"
-    return "" if results else "it has no test: the names of tests begin with test_"
+def training() -> None:
+    """A few updates of both stages. A coin decides what is right: with so few updates all would be wrong."""
+    import data
+
+    def coins(task, pairs):
+        return ["right" if zlib.crc32(f"{p.prompt} {text}".encode()) % 2 else "wrong" for p, text in pairs]
+
+    data.verdicts = coins  # before train.py imports it
+    import train
+
+    tiny = "--n_layer=1 --dim=16 --base_steps=40 --base_batch=16 --base_lr=0.01 --stage1_steps=3 --batch=16"
+    more = "--stage2_steps=3 --alpha=3 --lr=0.02 --stage2_lr=0.02 --train_n=20 --device=cpu --report=false"
+    sys.argv = ["train.py", *tiny.split(), *more.split(), "--overwrite"]
+    train.main()
 
 
-def grade_mended(folder: Path, tree: Path, student: str) -> list[dict]:
-    """The file that had the student's bug, in a project that is right otherwise."""
-    if not student:
-        raise ValueError("A6 needs --student=ID, the one that bug.py was given")
-    m = edit(variant_of(student))
-    try:
-        (tree / m.file).write_text(read(folder / m.file), encoding="utf-8")
-        results = run_tests(tree, [test.removeprefix("tests/") for test in m.tests], "-x")
-        reason = complaint(results) if results else "no test ran"
-    except ValueError as error:
-        reason = f"{m.file}: {error}"
-    return [row("the bug is fixed", 0 if reason else MENDED_POINTS, MENDED_POINTS, reason)]
+def grade_mended(folder: Path, tree: Path) -> dict:
+    """Does the project with the student's files train as the right project does?"""
+    runs, reason, keys = [], "", ("acc_t1", "acc_t2", "change_rate", "reward", "kl_t1", "kl_t2", "grad_norm")
+    for source in (ROOT, folder):
+        try:
+            for file in HUNTED:
+                (tree / file).write_text(read(source / file), encoding="utf-8")
+            reason = reason or in_child(tree, ["training"])[0]
+            lines = (tree / "out/default/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            runs.append(torch.tensor([[json.loads(line).get(key, 0.0) for key in keys] for line in lines]))
+        except (ValueError, OSError) as error:
+            reason = reason or str(error)
+    if not reason and not (runs[0].shape == runs[1].shape and torch.allclose(*runs, atol=1e-3)):
+        reason = "six tiny updates with your files do not go as those of the right project"
+    return row("the bug is mended", ASSIGNMENTS["A6"].own, reason)
+
+
+def race(folder: Path, student: str, seed: int, seconds: int = 60) -> str:
+    """Trains for `seconds` of processor time with the student's train.py, rollout.py and race.txt, and
+    evaluates the last checkpoint with this project's own code on held-out problems.
+    """
+    import resource
+
+    with tempfile.TemporaryDirectory() as temporary:
+        tree = Path(temporary) / "tree"
+        copy_project(tree)
+        for file in ("train.py", "rollout.py"):
+            (tree / file).write_text(read(folder / file), encoding="utf-8")
+        fixed = f"--name=race --out=out --seed={seed} --report=false --save_every=5 --device=cpu --size=3"
+        words = ["train.py", *shlex.split(read(folder / "race.txt")), *fixed.split(), "--task=calculator"]
+        settings = dict(cwd=tree, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        before = sum(os.times()[2:4])
+        limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # noqa: E731
+        done = subprocess.run([sys.executable, *words], preexec_fn=limit, **settings)
+        spent, last = sum(os.times()[2:4]) - before, tree / "out" / "race" / "last.pt"
+        if not last.exists():
+            raise ValueError(f"no checkpoint after {spent:.0f} s: {done.stderr[-300:]}")
+        words = ["eval.py", str(last), "--n=2000", "--json"]
+        m = json.loads(subprocess.run([sys.executable, *words], **settings | {"cwd": ROOT}).stdout)
+    return f"| {student} | {100 * m['acc_t1']:.1f} | {100 * m['acc_t2']:.1f} | {spent:.0f} |"
 
 
 # ---------------------------------------------------------------------------------- what is shown
+
+
+def grade_class(name: str, folder: Path, secret: str) -> list[dict]:
+    """Grades each folder and zip in a folder. Its name is the student's. Writes a CSV and a page for each."""
+    results = []
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() or p.suffix == ".zip"):
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                if path.is_file():
+                    with zipfile.ZipFile(path) as pack:
+                        if sum(info.file_size for info in pack.infolist()) > 20 * MOST:
+                            raise ValueError("the zip is too large")
+                        pack.extractall(temporary)
+                result = grade(name, Path(temporary) if path.is_file() else path, path.stem, secret)
+            except (ValueError, OSError, zipfile.BadZipFile) as error:
+                checks_ = [row("the submission can be read", 0, str(error))]
+                result = {"assignment": name, "student": path.stem, "points": 0, "of": 0, "checks": checks_}
+        results.append(result)
+        (folder / f"{path.stem}-{name}.md").write_text(page(result), encoding="utf-8")
+        print(f"{path.stem}: {result['points']} of {result['of']}", flush=True)
+    whats = list(dict.fromkeys(check["what"] for result in results for check in result["checks"]))
+    with open(folder / f"grades-{name}.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["student", "points", "of", "answers", *whats])
+        for r in results:
+            points = {check["what"]: check["points"] for check in r["checks"]}
+            table.writerow(
+                [r["student"], r["points"], r["of"], "", *(points.get(what, "") for what in whats)]
+            )
+    return results
+
+
+def page(result: dict) -> str:
+    """Markdown for a student, with room for the points of the written answers."""
+    lines = [
+        f"# {result['assignment']}, {result['student']}: {result['points']} of {result['of']} points",
+        "",
+    ]
+    lines += ["| points | of | what | reason |", "|---|---|---|---|"]
+    for check in result["checks"]:
+        cells = [str(check[key]).replace("|", "\\|") for key in ("points", "of", "what", "reason")]
+        lines.append(f"| {' | '.join(cells)} |")
+    handout = (HERE / f"{result['assignment']}.md").read_text(encoding="utf-8")
+    for number, of in re.findall(r"^(\d)\. \((\d+) points\)", handout, re.MULTILINE):
+        lines.append(f"|  | {of} | question {number} |  |")
+    return "\n".join(lines) + "\n"
+
+
+def gradescope(result: dict) -> dict:
+    """The result in the format of Gradescope's results.json."""
+    keys = {"name": "what", "score": "points", "max_score": "of", "output": "reason"}
+    tests = [{new: check[old] for new, old in keys.items()} for check in result["checks"]]
+    return {"score": result["points"], "tests": tests, "output": text_of(result)}
 
 
 def text_of(result: dict) -> str:
@@ -307,8 +389,7 @@ def text_of(result: dict) -> str:
     lines = [f"{result['assignment']}: {result['points']} of {result['of']} points"]
     for check in result["checks"]:
         lines.append(f"  {check['points']}/{check['of']}  {check['what']}")
-        if check["reason"]:
-            lines.append(f"       {check['reason']}")
+        lines += [f"       {check['reason']}"] if check["reason"] else []
     written = ASSIGNMENTS[result["assignment"]].written
     return "\n".join([*lines, f"A teacher reads your answers to the questions: {written} points more."])
 
@@ -316,19 +397,31 @@ def text_of(result: dict) -> str:
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("assignment", choices=ASSIGNMENTS)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--student", default="", help="A6: whose bug it is")
+    parser.add_argument("assignment", choices=[*ASSIGNMENTS, "race"])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("-"))
+    parser.add_argument("--class", dest="class_", type=Path, metavar="FOLDER", help="of submissions")
+    parser.add_argument("--student", default="", help="whose hidden bugs (A5); the name on the leaderboard")
+    parser.add_argument("--secret", type=Path, help="the class's file, see make.py")
+    parser.add_argument("--gradescope", type=Path, metavar="FILE", help="write results.json for Gradescope")
+    parser.add_argument("--check", type=int, default=0, help="exit code 0 if this check has its points")
+    parser.add_argument("--seed", type=int, default=0, help="race: decides problems and random numbers")
     o = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        result = grade(o.assignment, o.folder, o.student)
-        path = o.folder / f"grade-{o.assignment}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if o.assignment == "race":
+            return print(race(o.folder, o.student, o.seed))
+        if o.class_:
+            return print(len(grade_class(o.assignment, o.class_, secret_of(o.secret))), "submissions")
+        result = grade(o.assignment, o.folder, o.student, secret_of(o.secret))
+        path = o.gradescope or o.folder / f"grade-{o.assignment}.json"
+        found = gradescope(result) if o.gradescope else result
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(text_of(result))
+    if o.check:
+        sys.exit(bool(result["checks"][o.check - 1]["reason"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The report of a run: tables of the metrics, report.md, and pictures where matplotlib is installed."""
+"""The report of a run as text: tables of the metrics, results.json, report.md. The page is page.py's."""
 
 import dataclasses
 import json
@@ -21,20 +21,11 @@ COLUMNS = {
 
 
 def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
-    """Writes results.json, report.md and training.png. `results`: each checkpoint's metrics, by name."""
+    """Writes results.json and report.md. `results`: each checkpoint's metrics, by name."""
     (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1) + "\n", encoding="utf-8")
-    rows, picture = read_log(folder), ""
-    updates = [row for row in rows if "acc_t1" in row]  # a supervised stage samples nothing
-    if updates:
-        try:
-            from engine.pictures import draw
-
-            draw(folder / "training.png", updates)
-            picture = "![accuracy, KL and changes of each update](training.png)"
-        except Exception as error:  # a matplotlib that is missing or broken must not cost the report
-            print(f"no picture ({error}): pip install -e '.[plots]' brings matplotlib")
+    rows = read_log(folder)
     minutes = rows[-1]["seconds"] / 60 if rows else 0
-    text = report_text(c, results, minutes, transcripts, picture)
+    text = report_text(c, results, minutes, transcripts)
     (folder / "report.md").write_text(text, encoding="utf-8")
 
 
@@ -46,7 +37,7 @@ def read_log(folder: Path) -> list[dict]:
     return [] if no_steps else [row for _, row in read_rows(path, ("stage", "step", "seconds"))]
 
 
-def report_text(c, results: dict, minutes: float, transcripts: list, picture: str) -> str:
+def report_text(c, results: dict, minutes: float, transcripts: list) -> str:
     last = list(results)[-1]
     changed = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
     size = "" if c.test_data else f"size {c.size}, "
@@ -81,7 +72,7 @@ its own wrong attempts whose check is true. `drift` is the KL of the first attem
 
 {markdown(["checkpoint", *FAILURES], failures)}
 
-{picture}
+[report.html](report.html) has the learning curves, and dialogues token by token.
 
 ## Transcripts of {last}
 

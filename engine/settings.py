@@ -2,6 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 from data import load_task
 from engine.options import check_values, option, parse_options, require
@@ -82,6 +83,7 @@ class RunSettings:
     keep_every: int = option(0, "steps between checkpoints that stay; 0 keeps only the ends of stages", 0)
     eval_n: int = option(2000, "held-out problems of the report", 2, 10**5)
     report: bool = option(True, "evaluate the checkpoints and write report.md at the end")
+    html: bool = option(True, "and report.html, the same and more for a browser")
     overwrite: bool = option(False, "delete the run that the folder holds and start anew")
 
 
@@ -126,6 +128,8 @@ class EvalOptions:
     show: int = option(0, "number of transcripts to print", 0)
     json: bool = option(False, "print the metrics as JSON")
     save: str = option(None, "write the transcripts into this file, one JSON object a line")
+    html: str = option("", "write the page for a browser into this file (a run: report.html); false: none")
+    beside: str = option(None, "folder of another run, whose last checkpoint the page shows beside this one")
     export: str = option(None, "write the model, adapters merged, into this folder as Hugging Face has it")
     device: str = option("auto", "auto takes CUDA, else cpu; mps was never tried")
 
@@ -135,6 +139,11 @@ class EvalOptions:
         require(not too_low, f"temperature={self.temperature}: it must be 0 (greedy), or 0.001 or more")
         one_problem = self.problem is None or not (self.repair or self.n)
         require(one_problem, "--problem is a single problem: leave out --repair and --n")
+        if self.html not in ("", "true", "false"):
+            plain = not (self.temperature or self.feedback or self.repair) and self.turns > 1
+            mend = "leave out --temperature, --feedback, --repair and --turns=1"
+            require(plain, f"--html shows greedy dialogues of two turns: {mend}")
+            require(Path(self.html).parent.is_dir(), f"--html={self.html}: there is no such folder")
 
 
 def parse_args(argv: list[str], Config: type, text: str) -> tuple[Settings, str]:

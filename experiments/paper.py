@@ -65,8 +65,8 @@ class Method:
 
 
 # Each rival's KL weight and learning rate with the best Acc@t2 on tuning seeds, see results/tuning.md.
-PLAIN = dict(stage2_beta=0.3, stage2_lr=0.001)
-WEIGHT11 = dict(stage2_beta=0.3, stage2_lr=0.0005)
+PLAIN = dict(stage2_beta=0.2, stage2_lr=0.001)
+WEIGHT11 = dict(stage2_beta=1.0, stage2_lr=0.0005)
 SINGLE = dict(stage2_beta=0.1, stage2_lr=0.001)
 NO_STAGE1 = dict(stage2_beta=1.0, stage2_lr=0.0005)
 PAIR_LR, ORACLE_LR, STAR_LR = 0.0005, 0.0005, 0.0005

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-os.environ["MPLBACKEND"] = "Agg"  # as in engine/pictures.py
+os.environ["MPLBACKEND"] = "Agg"  # a notebook sets its own, which its child processes may not find
 import matplotlib.pyplot as plt
 
 from engine.report import COLUMNS, markdown

@@ -1,11 +1,13 @@
-"""The course kit: holes, points, bugs, figures and the notebook. Solutions run as the grader runs them."""
+"""The course kit: holes, points, bugs, classes and figures. Solutions run as the grader runs them."""
 
 import ast
+import csv
 import json
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,20 +16,14 @@ pytestmark = pytest.mark.slow  # a student's quick tests are of the algorithm, n
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "course"))
-import bug  # noqa: E402
+import bugs  # noqa: E402
 import fill  # noqa: E402
 import grade  # noqa: E402
-import run_notebook  # noqa: E402
-from assignments import ASSIGNMENTS, edit, edited  # noqa: E402
-from make import copy_project, cut, functions  # noqa: E402
-from runs import RUNS  # noqa: E402
+import make  # noqa: E402
+from assignments import ASSIGNMENTS  # noqa: E402
+from runs import RUNS, command  # noqa: E402
 
 HOLES = [(name, hole) for name, a in ASSIGNMENTS.items() for hole in a.holes]
-WRONG = [
-    pytest.param(name, wrong, lost, id=f"{name}-{wrong}")
-    for name, a in ASSIGNMENTS.items()
-    for wrong, lost in a.wrong.items()
-]
 
 
 def text_of(file: str) -> str:
@@ -38,7 +34,7 @@ def text_of(file: str) -> str:
 def tree(tmp_path_factory) -> Path:
     """A copy of the project to put solutions into."""
     tree = tmp_path_factory.mktemp("course") / "tree"
-    copy_project(tree)
+    make.copy_project(tree)
     return tree
 
 
@@ -52,59 +48,49 @@ def points(rows: list[dict]) -> int:
     return sum(row["points"] for row in rows)
 
 
+def script(*words) -> str:
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
 # ---------------------------------------------------------------------------------- holes and points
 
 
 def test_the_course_has_100_points():
-    assert sum(a.automatic + a.written for a in ASSIGNMENTS.values()) + grade.MENDED_POINTS == 100
-    holes = sum(check.points for a in ASSIGNMENTS.values() for check in a.checks)
-    assert holes <= 50  # the solutions are public
-
-
-def test_the_real_functions_have_all_points(tree):
-    """All graded tests pass, and a real function put into the real file leaves it as it was."""
-    tests = [test for a in ASSIGNMENTS.values() for check in a.checks for test in check.tests]
-    results = grade.run_tests(tree, tests)
-    assert not any(results.values()) and not any(grade.why_not(test, results) for test in tests)
-    for _, hole in HOLES:
-        file, function = hole.split(":")
-        source = text_of(file)
-        assert ast.dump(ast.parse(grade.spliced(source, source, function))) == ast.dump(ast.parse(source))
+    assert sum(a.points for a in ASSIGNMENTS.values()) == 100
+    assert sum(check.points for a in ASSIGNMENTS.values() for check in a.checks) <= 50  # solutions are public
 
 
 @pytest.mark.parametrize("name, hole", HOLES, ids=[hole for _, hole in HOLES])
-def test_a_hole_is_red_when_cut(name, hole, tmp_path, tree):
-    file, function = hole.split(":")
-    source = cut(text_of(file), function)
-    assert ast.get_docstring(functions(source)[function])
+def test_a_hole_is_red_when_cut_and_has_all_points_when_right(name, hole, tmp_path, tree):
+    file, _, function = hole.partition(":")
+    source = make.cut(text_of(file), function)
+    assert ast.get_docstring(make.function(source, function))
     (tmp_path / file).write_text(source, encoding="utf-8")
     rows = grade.grade_hole(name, hole, tmp_path, tree)
     assert rows and all(row["points"] == 0 and "not written yet" in row["reason"] for row in rows)
+    rows = grade.grade_hole(name, hole, ROOT, tree)
+    assert rows and points(rows) == sum(row["of"] for row in rows) and not any(row["reason"] for row in rows)
+    assert (tree / file).read_text(encoding="utf-8") == text_of(file)
 
 
-@pytest.mark.parametrize("name, wrong, lost", WRONG)
-def test_a_wrong_solution_loses_the_points_that_it_should(name, wrong, lost, tmp_path, tree):
-    m = edit(wrong)
-    source = edited(m, text_of(m.file))
-    (tmp_path / m.file).write_text(source, encoding="utf-8")
-    before, after = functions(text_of(m.file)), functions(source)
-    changed = [f"{m.file}:{key}" for key in before if ast.dump(before[key]) != ast.dump(after[key])]
-    (hole,) = [hole for hole in ASSIGNMENTS[name].holes if hole in changed]
+@pytest.mark.parametrize("wrong, name, lost", bugs.WRONG, ids=[wrong for wrong, _, _ in bugs.WRONG])
+def test_a_solution_loses_the_points_that_it_should(wrong, name, lost, tmp_path, tree):
+    """Those that begin with `right` are written another way and lose none."""
+    file = bugs.BUGS[wrong]["file"]
+    real, source = text_of(file), bugs.edited(wrong, text_of(file))
+    (tmp_path / file).write_text(source, encoding="utf-8")
+
+    def code(text: str, hole: str) -> str:
+        return ast.dump(make.function(text, hole.partition(":")[2]))
+
+    holes = [hole for hole in ASSIGNMENTS[name].holes if hole.startswith(f"{file}:")]
+    (hole,) = [hole for hole in holes if code(real, hole) != code(source, hole)]
     rows = grade.grade_hole(name, hole, tmp_path, tree)
     assert sum(row["of"] for row in rows) - points(rows) == lost, rows
+    assert any(row["reason"] for row in rows) != wrong.startswith("right"), rows
     assert all(row["reason"] or row["points"] == row["of"] for row in rows)
-
-
-@pytest.mark.parametrize("hole", ["rollout.py:sample_token", "train.py:advantages", "train.py:token_scores",
-                                  "eval.py:self_correction_metrics"])  # fmt: skip
-def test_a_right_solution_written_another_way_has_all_points(hole, tmp_path, tree):
-    plain = text_of("course/answers/plain_loops.py")
-    file, function = hole.split(":")
-    (tmp_path / file).write_text(plain, encoding="utf-8")
-    assert ast.dump(functions(plain)[function]) != ast.dump(functions(text_of(file))[function])
-    name = next(name for name, other in HOLES if other == hole)
-    rows = grade.grade_hole(name, hole, tmp_path, tree)
-    assert points(rows) == sum(row["of"] for row in rows) > 0, rows
+    assert not any("Error" in row["reason"] for row in rows)  # words, not exceptions
 
 
 # ---------------------------------------------------------------------------------- hostile solutions
@@ -115,7 +101,10 @@ HOSTILE = {
     "not come to an end": f"{RETURNS}    while True: pass",
     "ended Python itself": f"{RETURNS}    import os; os._exit(0)",
     "SystemExit": f"{RETURNS}    raise SystemExit",
-    "assert [0.0": f"{RETURNS}    return rewards.mul_(2)",
+    "has changed its argument": f"{RETURNS}    rewards[:, 0] += gamma * rewards[:, 1]\n    return rewards",
+    "gave NoneType, not numbers": f"{RETURNS}    return None",
+    "has the shape [2], and [2, 3] is right": f"{RETURNS}    return rewards[:, 0]",
+    "NameError: name 'gama' is not defined (at: return gama)": f"{RETURNS}    return gama",
     "there is no function turn_returns": "def turn_return(rewards, gamma):\n    return rewards",
     "Python can't read it in line 2": f"{RETURNS}    return rewards +",
     "too deeply nested": f"{RETURNS}    return {'+'.join('1' * 5000)}",
@@ -139,89 +128,155 @@ def test_a_hostile_solution_gets_words(reason, tmp_path, tree, monkeypatch):
 # ---------------------------------------------------------------------------------- tests of one's own
 
 
-def test_tests_of_ones_own_must_pass_on_right_code_and_notice_bugs(tmp_path, tree):
-    good = text_of("course/answers/my_tests.py")
-    (tmp_path / "my_tests.py").write_text(good, encoding="utf-8")
-    rows = grade.grade_own_tests(tmp_path, tree)
-    assert points(rows) == grade.BUG_POINTS * len(ASSIGNMENTS["A5"].bugs), rows
-    for text, reason in [
-        ("def test_nothing():\n    pass", "all of your tests pass"),
-        ("def test_always():\n    assert False", "on the right code"),
-        ("import train\ndef test_text():\n    assert '# [B' in open(train.__file__).read()", "right code"),
-        ("x = 1", "it has no test"),
-        ("x = ", "on the right code"),
-    ]:
-        (tmp_path / "my_tests.py").write_text(text, encoding="utf-8")
-        rows = grade.grade_own_tests(tmp_path, tree)
-        assert points(rows) == 0 and all(reason in row["reason"] for row in rows), rows
+def test_tests_of_ones_own_notice_every_bug_that_a_function_may_have(tmp_path, tree, monkeypatch):
+    (tmp_path / "my_tests.py").write_text(text_of("course/answers/my_tests.py"), encoding="utf-8")
+    for number in range(max(map(len, bugs.HIDDEN.values()))):
+        hidden = {where: names[number % len(names)] for where, names in bugs.HIDDEN.items()}
+        monkeypatch.setattr(bugs, "hidden_bugs", lambda student, secret, hidden=hidden: hidden)
+        rows = grade.grade_own_tests(tmp_path, tree, "", "")
+        assert points(rows) == ASSIGNMENTS["A5"].own and len(rows) == 5, rows
+
+
+LOOK = "import train\ndef test_text():\n    "
+OTHER_TESTS = {
+    "def test_nothing():\n    pass": "all of your tests pass",
+    "def test_always():\n    assert False": "on the right code",
+    "import hashlib": "imports hashlib",
+    "from inspect import getsource": "imports inspect",
+    f"{LOOK}assert open('train.py')": "uses open",
+    f"{LOOK}assert train.advantages.__code__": "uses __code__",
+    f"{LOOK}torch.from_file('train.py')": "uses from_file",
+    "x = 1": "has no test",
+    "x = ": "can't read it",
+}
+
+
+@pytest.mark.parametrize("text", OTHER_TESTS)
+def test_tests_that_look_at_the_code_have_no_points(text, tmp_path, tree):
+    (tmp_path / "my_tests.py").write_text(text, encoding="utf-8")
+    rows = grade.grade_own_tests(tmp_path, tree, "somebody", "secret")
+    assert points(rows) == 0 and all(OTHER_TESTS[text] in row["reason"] for row in rows), rows
+
+
+def test_the_code_that_own_tests_see_is_never_the_same_twice(tmp_path):
+    texts = set()
+    for _ in range(3):
+        shutil.copy(ROOT / "rewards.py", tmp_path)
+        grade.rewrite(tmp_path / "rewards.py")
+        texts.add((tmp_path / "rewards.py").read_text(encoding="utf-8"))
+    assert len(texts) == 3
 
 
 # ---------------------------------------------------------------------------------- the silent bug
 
 
-@pytest.mark.parametrize("name", bug.VARIANTS)
-def test_every_bug_is_caught_by_the_test_that_it_names(name, tmp_path, tree, monkeypatch):
-    m = edit(name)
-    (tmp_path / m.file).parent.mkdir(exist_ok=True)
-    (tmp_path / m.file).write_text(edited(m, text_of(m.file)), encoding="utf-8")
-    monkeypatch.setattr(grade, "variant_of", lambda student: name)
-    (row,) = grade.grade_mended(tmp_path, tree, "somebody")
-    assert row["points"] == 0 and "test_" in row["reason"], row
+@pytest.mark.parametrize("name", ["", *bugs.SILENT])
+def test_a_project_with_a_bug_trains_in_another_way(name, tmp_path, tree):
+    for file in make.HUNTED:
+        shutil.copy(ROOT / file, tmp_path)
+    if name:
+        bugs.plant(name, tmp_path)
+    row = grade.grade_mended(tmp_path, tree)
+    assert row["points"] == (0 if name else ASSIGNMENTS["A6"].own), row
+    assert ("do not go as" in row["reason"]) == bool(name)
 
 
-def test_the_handouts_first_command_runs_with_a_bug_in_the_checkpoints(tmp_path):
-    (name,) = [name for name in bug.VARIANTS if edit(name).file == "engine/run.py"]
-    copy_project(tmp_path / "tree")
-    bug.plant(name, tmp_path / "tree")
-    bug.run(tmp_path / "tree", [sys.executable, "train.py", "--preset=course-base", "--base_steps=2"])
-
-
-def test_a_mended_bug_has_its_points(tmp_path, tree, monkeypatch):
-    (tmp_path / "train.py").write_text(text_of("train.py"), encoding="utf-8")
-    monkeypatch.setattr(grade, "variant_of", lambda student: "baseline-includes-itself")
-    (row,) = grade.grade_mended(tmp_path, tree, "somebody")
-    assert row["points"] == row["of"] == grade.MENDED_POINTS
+def test_students_have_bugs_of_their_own_that_follow_from_the_secret():
+    chosen = {bugs.silent_bug(f"student {i}", "secret") for i in range(200)}
+    assert chosen == set(bugs.SILENT) and len(chosen) >= 8
+    assert len({bugs.silent_bug(name, "s") for name in ("Zoë Jansen", "zoe jansen", " ZOE_JANSEN")}) == 1
+    assert len({bugs.silent_bug("Noor", f"secret {i}") for i in range(50)}) > 4
+    assert bugs.hidden_bugs("Noor", "a").keys() == bugs.HIDDEN.keys()
     with pytest.raises(ValueError, match="--student"):
-        grade.grade_mended(tmp_path, tree, "")
+        bugs.silent_bug(" ", "secret")
 
 
-def test_students_have_bugs_of_their_own_with_curves_beside_healthy_ones(tmp_path):
-    chosen = {bug.variant_of(f"student {i}") for i in range(200)}
-    assert chosen == set(bug.VARIANTS) and len(chosen) >= 8
-    assert bug.variant_of("student 7") == bug.variant_of("student 7")
-    curves = json.loads(bug.CURVES.read_text(encoding="utf-8"))
-    assert set(curves) == {*bug.VARIANTS, *bug.HEALTHY}
-    bug.make_hunt("student 7", tmp_path / "hunt")
-    name = bug.variant_of("student 7")
-    file = edit(name).file
-    assert (tmp_path / "hunt" / file).read_text(encoding="utf-8") == edited(edit(name), text_of(file))
-    shown = json.loads((tmp_path / "hunt" / "curves.json").read_text(encoding="utf-8"))
-    assert shown["with a bug"] == curves[name] and len(shown) == 4
-    assert (tmp_path / "hunt" / "curves.png").stat().st_size > 10_000
+def test_curves_show_what_the_answers_say():
+    """Each bug has a panel in which a stage's mean lies far outside those of the healthy runs."""
+    curves = json.loads(text_of("course/curves.json"))
+    healthy = [name for name in curves if name.startswith("healthy")]
+    assert set(curves) == {*bugs.SILENT, *healthy} and len(healthy) == 3
 
-
-def test_curves_show_what_they_should():
-    """The signatures that the answers name: means of a stage's last half, in percent and nats."""
-    curves = json.loads(bug.CURVES.read_text(encoding="utf-8"))
-
-    def end(name: str, stage: str, column: str) -> float:
+    def mean(name: str, stage: str, column: str) -> float:
         values = [point[column] for point in curves[name] if point["stage"] == stage]
-        return sum(values[len(values) // 2 :]) / (len(values) - len(values) // 2)
+        return sum(values) / len(values)
 
-    for name in bug.HEALTHY:
-        assert 35 < end(name, "stage1", "acc_t1") < 65 and end(name, "stage2", "acc_t2") > 85
-        assert 60 < end(name, "stage2", "acc_t1") < 85
-    assert end("joint-return", "stage2", "acc_t1") < 15
-    assert end("policy-as-reference", "stage2", "kl_t1") < 0.01
-    assert end("stage1-betas-swapped", "stage1", "kl_t1") > 3 * end("healthy 1", "stage1", "kl_t1")
-    assert end("reference-samples", "stage1", "acc_t2") < 65
-    assert end("stage1-rewards-turn-1", "stage1", "acc_t1") > 60
-    assert end("no-bonus", "stage2", "acc_t2") < 85
-    assert end("grouped-by-own-outcome", "stage1", "grad_norm") == 0
-    assert next(p for p in curves["stage2-from-the-base"] if p["stage"] == "stage2")["acc_t2"] < 65
+    for name in bugs.SILENT:
+        outside = []
+        for stage in ("stage1", "stage2"):
+            for column in ("acc_t1", "acc_t2", "change_rate", "kl_t1", "kl_t2", "grad_norm"):
+                band = [mean(other, stage, column) for other in healthy]
+                width = max(band) - min(band) + 0.15 * max(band)
+                far = min(abs(mean(name, stage, column) - x) for x in band)
+                outside += [(stage, column)] if far > width else []
+        assert outside, name
 
 
-# ---------------------------------------------------------------------------------- figures and scripts
+# ---------------------------------------------------------------------------------- from make to a class
+
+
+def test_from_make_to_grade(tmp_path):
+    """As a student does it: the empty tree has no points, our functions have all of them."""
+    tree = tmp_path / "mine"
+    assert "turn_rewards" in script("course/make.py", "A2", f"--to={tree}")
+    assert "exists" in script("course/make.py", "A2", f"--to={tree}")
+    assert not any((tree / name).exists() for name in ("course", "tests", "experiments"))
+    assert "write turn_rewards here" in (tree / "rewards.py").read_text(encoding="utf-8")
+    assert "--check=1" in (tree / ".github/workflows/classroom.yml").read_text(encoding="utf-8")
+    assert script("course/grade.py", "A2", tree).startswith("A2: 0 of 6 points")
+    for file in ("rewards.py", "train.py"):
+        shutil.copy(ROOT / file, tree)
+    results = tmp_path / "results.json"
+    assert script("course/grade.py", "A2", tree, f"--gradescope={results}").startswith("A2: 6 of 6 points")
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert found["score"] == 6 == sum(test["score"] for test in found["tests"])
+    assert {"name", "score", "max_score", "output"} == found["tests"][0].keys()
+    assert "no answers.md" in script("course/make.py", "A2", f"--hand-in={tree}")
+    (tree / "answers.md").write_text("1. …", encoding="utf-8")
+    assert "A2.zip" in script("course/make.py", "A2", f"--hand-in={tree}")
+    assert (tree / "A2.zip").stat().st_size < make.MOST
+    assert "--student" in script("course/make.py", "A6", f"--to={tmp_path / 'a6'}")
+    assert "no folder" in script("course/grade.py", "A2", tmp_path / "nowhere")
+
+
+def test_a_class_has_secrets_folders_and_a_table(tmp_path):
+    names, secret = tmp_path / "names", tmp_path / "secret"
+    names.write_text("Noor Jansen\nZoë\n", encoding="utf-8")
+    said = script("course/make.py", f"--class={tmp_path / 'class'}", f"--secret={secret}", f"--names={names}")
+    assert "teacher" in said and len(secret.read_text()) > 30
+    students, teacher = tmp_path / "class/students", tmp_path / "class/teacher"
+    with open(teacher / "bugs.csv", encoding="utf-8") as file:
+        table = {row["student"]: row for row in csv.DictReader(file)}
+    bug = bugs.silent_bug("noor jansen", secret.read_text().strip())
+    assert table["Noor Jansen"]["A6"] == bug and len(table) == 2
+    hunt = teacher / "A6" / "Noor Jansen"
+    file = bugs.BUGS[bug]["file"]
+    assert (hunt / file).read_text(encoding="utf-8") == bugs.edited(bug, text_of(file))
+    assert len(json.loads((hunt / "curves.json").read_text())) == 4 and not (hunt / "tests").exists()
+    assert (hunt / "curves.png").stat().st_size > 10_000
+    left = [path.name for path in (students / "course").rglob("*")]
+    assert "grade.py" in left and not {"bugs.py", "bugs.json", "answers", "curves.json"} & set(left)
+    assert not (students / "tests").exists() and "return-of" not in (students / "course/grade.py").read_text()
+    assert "your teacher has" in script(
+        students / "course/make.py", "A6", "--student=Noor", f"--to={tmp_path / 'x'}"
+    )
+
+
+def test_a_folder_of_submissions_becomes_a_table_and_pages(tmp_path, monkeypatch):
+    (tmp_path / "ann").mkdir()
+    shutil.copy(ROOT / "rollout.py", tmp_path / "ann")
+    with zipfile.ZipFile(tmp_path / "bob.zip", "w") as pack:
+        pack.writestr("rollout.py", bugs.edited("mask-of-integers", text_of("rollout.py")))
+    (tmp_path / "eve.zip").write_bytes(b"no zip")
+    assert [r["points"] for r in grade.grade_class("A1", tmp_path, "")] == [6, 4, 0]
+    with open(tmp_path / "grades-A1.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["student"] for row in rows] == ["ann", "bob", "eve"] and rows[1]["points"] == "4"
+    page = (tmp_path / "bob-A1.md").read_text(encoding="utf-8")
+    assert "bool is right" in page and "| question 1 |" in page and "A1, bob: 4 of 6" in page
+
+
+# ---------------------------------------------------------------------------------- figures and texts
 
 
 def test_figures_in_the_handouts_are_those_of_the_results():
@@ -230,60 +285,22 @@ def test_figures_in_the_handouts_are_those_of_the_results():
     for file, makers in fill.blocks(results).items():
         text = text_of(f"course/{file}")
         assert fill.filled(text, makers) == text, f"{file}: run python course/fill.py"
-    seconds = [run["seconds"] for run in results.values()]
-    assert sum(seconds) < 40 * 60 and max(seconds) < 10 * 60
+    assert max(run["seconds"] for run in results.values()) < 120
 
 
 def test_every_handout_names_its_points_and_functions():
+    answers = text_of("course/answers/README.md")
     for name, a in ASSIGNMENTS.items():
         text = text_of(f"course/{name}.md")
-        total = a.automatic + a.written + grade.MENDED_POINTS * (name == "A6")
-        assert text.startswith(f"# {name}: {a.title} ({total} points)\n")
+        assert text.startswith(f"# {name}: {a.title} ({a.points} points)\n")
         assert all(f"`{hole.partition(':')[2]}`" in text for hole in a.holes)
         given = [int(n) for n in re.findall(r"^\d\. \((\d+) points\)", text, re.MULTILINE)]
         assert sum(given) == a.written
-        commands = re.findall(r"python train\.py (.+?)(?: +#.*)?$", text, re.MULTILINE)
-        assert set(commands) <= set(RUNS.values()) and (commands or name == "A5")
-
-
-def test_from_make_to_grade(tmp_path):
-    """As a student does it: the empty tree has no points, our functions have all of them."""
-
-    def script(*words) -> str:
-        command = [sys.executable, *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-        return done.stdout + done.stderr
-
-    tree = tmp_path / "mine"
-    assert "turn_rewards" in script("course/make.py", "A2", f"--to={tree}")
-    assert "exists" in script("course/make.py", "A2", f"--to={tree}")
-    assert not (tree / "course").exists() and (tree / "data" / "larger.py").exists()
-    assert "write turn_rewards here" in (tree / "rewards.py").read_text(encoding="utf-8")
-    assert script("course/grade.py", "A2", tree).startswith("A2: 0 of 6 points")
-    for file in ("rewards.py", "train.py"):
-        shutil.copy(ROOT / file, tree)
-    assert script("course/grade.py", "A2", tree).startswith("A2: 6 of 6 points")
-    assert json.loads((tree / "grade-A2.json").read_text(encoding="utf-8"))["points"] == 6
-    assert script("course/grade.py", "A2", tmp_path / "nowhere").startswith("error: no folder")
-
-
-def test_the_notebook_runs_and_keeps_its_pictures():
-    kept = json.loads(run_notebook.NOTEBOOK.read_text(encoding="utf-8"))
-    assert run_notebook.NOTEBOOK.stat().st_size < 400_000
-    made = run_notebook.run(json.loads(run_notebook.NOTEBOOK.read_text(encoding="utf-8")))
-
-    def pictures(cells: list[dict]) -> list[int]:
-        return [str(cell.get("outputs")).count("image/png") for cell in cells]
-
-    assert pictures(kept["cells"]) == pictures(made["cells"]) and sum(pictures(kept["cells"])) >= 7
-    first = [
-        next(cell["outputs"] for cell in notebook["cells"] if cell.get("outputs"))
-        for notebook in (kept, made)
-    ]
-    assert first[0] == first[1]  # it keeps what this code says of these checkpoints
-    code = "\n".join("".join(cell["source"]) for cell in kept["cells"])
-    for file in ("train.py", "rollout.py", "rewards.py"):  # it imports the scripts and copies nothing
-        assert not set(re.findall(r"def (\w+)", code)) & functions(text_of(file)).keys()
+        commands = re.findall(r"^python train\.py .+?(?= +#|$)", text, re.MULTILINE)
+        assert set(commands) <= {command(run) for run in RUNS} and (commands or name == "A5")
+        for number, of in enumerate(given, 1):  # a level of the rubric for full, some and no points
+            levels = re.findall(rf"^\| {name}\.{number} \| (\d+) \|", answers, re.MULTILINE)
+            assert len(levels) >= 3 and {int(levels[0]), int(levels[-1])} == {of, 0}, (name, number)
 
 
 def test_the_project_does_not_need_the_course():

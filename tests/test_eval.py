@@ -2,10 +2,8 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -234,19 +232,6 @@ def test_the_report_shows_the_figures_that_were_found(tmp_path):
 def test_one_attempt_has_no_second_one_in_its_figures():
     shown = metrics_text({"n": 4, "acc_t1": 0.25, "acc": [0.25], **dict.fromkeys(FAILURES, 0.0)})
     assert "Acc@t1   25.0 %" in shown and "Acc@t2" not in shown
-
-
-def test_a_broken_matplotlib_does_not_cost_the_report(tmp_path, monkeypatch, capsys):
-    """`report_text` is tested above. Here the import of the picture's module fails in any way."""
-    rows = [{"stage": "stage1", "step": 1, "seconds": 1.0, "acc_t1": 0.5}]
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]))
-    monkeypatch.setattr("engine.report.report_text", lambda *args: f"picture: {args[-1]!r}")
-    for error in (ImportError("no matplotlib"), RuntimeError("numpy is of another version")):
-        broken = SimpleNamespace(draw=Mock(side_effect=error))
-        monkeypatch.setitem(sys.modules, "engine.pictures", broken)
-        write_report(tmp_path, C, {}, [])
-        assert (tmp_path / "report.md").read_text() == "picture: ''"
-        assert f"no picture ({error})" in capsys.readouterr().out
 
 
 def test_saved_transcripts_have_all_attempts(tmp_path):
