@@ -688,6 +688,8 @@ BAD_ROWS = {
         for (kind, key), values in BAD_FIELDS.items()
         for value in values
     },
+    "math: no box": ("math", line({"problem": "p", "solution": "no box"})),
+    "math: an open box": ("math", line({"problem": "p", "solution": "$\\boxed{\\frac{1}$"})),
     "mbpp: no row of the split": ("mbpp", line(ROWS["mbpp"] | {"task_id": 11})),
     "imitate: a held-out problem": (
         "imitate",

@@ -66,13 +66,15 @@ def test_problems_of_the_test_file_are_not_trained_on():
     """Whatever the blanks in them."""
 
     def read(path, split):
-        prompts = ["a b", "c", "d"] if split == "train" else ["a  b ", "d"]
+        prompts = ["a b", "c", "d"] if path == "train" else ["a  b ", "d"]
         return [Problem(prompt, "") for prompt in prompts]
 
     problem = train_problems(SimpleNamespace(read=read), 0, 0, 0, "train", "test")
     assert prompts_of(problem, 10) == {"c"}
     with pytest.raises(ValueError, match="only 1 problems to train on: lower --train_n=2"):
         train_problems(SimpleNamespace(read=read), 0, 0, 2, "train", "test")
+    with pytest.raises(ValueError, match="nothing to train on"):
+        train_problems(SimpleNamespace(read=read), 0, 0, 0, "test", "test")
 
 
 def test_the_base_does_not_see_the_n_problems_of_rl():

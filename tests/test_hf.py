@@ -1,7 +1,6 @@
 """Hugging Face checkpoints: the same logits as transformers, both ways, and every refusal by name."""
 
 import json
-from pathlib import Path
 
 import pytest
 import tiktoken
@@ -195,6 +194,3 @@ def test_what_does_not_fit_is_refused_by_name(folder, changes, words):
     with pytest.raises(ValueError) as error:
         load_pretrained(folder)
     assert words in str(error.value) and "\n" not in str(error.value)
-
-
-# ---------------------------------------------------------------------------------- a trained model

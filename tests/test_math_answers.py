@@ -461,23 +461,3 @@ def test_tasks_read_their_files(tmp_path):
     texts += [ending.replace("answer$", "$"), "", ending]
     verdicts = gsm8k.verdicts([(only, text) for text in texts])
     assert verdicts == [*verdict_of.values(), "unparsable", "unparsable", "wrong"]
-
-
-@pytest.mark.parametrize(
-    "task, row, complaint",
-    [("math", {"problem": "p", "solution": "no box", "answer": ""}, "no reference answer"),
-     ("math", {"problem": "p", "solution": "$\\boxed{1}$", "answer": None}, "no reference answer"),
-     ("math", {"problem": "p", "solution": "$\\boxed{\\frac{1}$"}, "no reference answer"),
-     ("math", {"problem": "p", "solution": None}, "no reference answer"),
-     ("math", {"problem": "p", "answer": "5"}, "no field 'solution'"),
-     ("math", {"problem": " ", "solution": "", "answer": "5"}, "'problem' is not a text"),
-     ("math", {"problem": "p", "solution": "", "answer": "5", "attempt": 3}, "'attempt' is not a text"),
-     ("gsm8k", {"question": "q", "answer": "18"}, "no reference answer"),
-     ("gsm8k", {"question": "q", "answer": "####"}, "no reference answer"),
-     ("gsm8k", {"question": 5, "answer": "#### 18"}, "'question' is not a text")],
-)  # fmt: skip
-def test_bad_rows_are_named(task, row, complaint, tmp_path):
-    good = {"problem": "p", "question": "q", "solution": "$\\boxed{1}$", "answer": "#### 1"}
-    path = write_rows(tmp_path / "rows.jsonl", good, row)
-    with pytest.raises(ValueError, match=f"rows.jsonl, row 2: .*{complaint}"):
-        load_task(task).read(path, "train")

@@ -567,19 +567,9 @@ def test_own_rows_of_mbpp(tmp_path):
     assert (given.given, own.given) == ("def f(x): return 0", "") and given.prompt == own.prompt
     texts = (RIGHT, given.given, "No.", f"[BEGIN]\n{RIGHT}[DONE]")
     assert mbpp.verdicts([(own, text) for text in texts]) == ["right", "wrong", "unparsable", "right"]
-    with pytest.raises(ValueError, match="no row of the test split, whose task_id is from 11 to 510"):
-        mbpp.read(file, "test")
-    bad = {
-        "test_list": [[], "assert", [1], ["assert"]],
-        "code": ["def", "x = 1"],
-        "text": [1],
-        "attempt": [1],
-    }
-    for key, values in bad.items():
-        for value in values:
-            file.write_text(json.dumps(row) + "\n" + json.dumps({**row, key: value}))
-            with pytest.raises(ValueError, match="row 2"):
-                mbpp.read(file, "train")
+    file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "attempt": 1}))
+    with pytest.raises(ValueError, match="row 2"):
+        mbpp.read(file, "train")
 
 
 def test_the_prompts_examples_pass_their_own_tests_and_requests_say_nothing_of_the_verdict():
@@ -623,9 +613,6 @@ def test_humaneval_is_for_reports_and_its_answers_repeat_or_go_on(tmp_path):
     }
     judged = humaneval.verdicts([(problem, text) for text in answers])
     assert dict(zip(answers, judged, strict=True)) == answers
-    file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "test": "def"}))
-    with pytest.raises(ValueError, match="row 2.*does not compile"):
-        humaneval.read(file, "test")
 
 
 def emptied(code: str) -> str:

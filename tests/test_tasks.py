@@ -13,7 +13,7 @@ from scripts import finish, script, start
 
 import eval as evaluation
 import train
-from data import load_task, train_problems, wrong_attempts
+from data import load_task, wrong_attempts
 from data.demonstrations import read_traces
 from data.gsm8k import CORRECTION_REQUEST
 from engine.build import held_out_of, make_environment, problems_of
@@ -30,8 +30,6 @@ def row(task: str, i: int) -> dict:
     if task == "gsm8k":
         question = f"Ann has {i} apples and gets {i} more. How many has she?"
         return {"question": question, "answer": f"#### {2 * i}"}
-    if task == "math":
-        return {"problem": f"What is ${i}+1$?", "solution": rf"It is $\boxed{{{i + 1}}}$."}
     code = f"def add{i}(x):\n    return x + {i}"
     text, tests = f"Write a function add{i} that adds {i}.", [f"assert add{i}(1) == {i + 1}"]
     return {"task_id": i, "text": text, "code": code, "test_setup_code": "", "test_list": tests}
@@ -46,21 +44,6 @@ def write_files(folder: Path, task: str, training: range, test: range) -> list[s
     for name, numbers in (("train", training), ("test", test)):
         write_rows(folder / name, [row(task, i) for i in numbers])
     return [f"--train_data={folder}/train", f"--test_data={folder}/test"]
-
-
-# ---------------------------------------------------------------------------------- reading
-
-
-def test_problems_that_are_in_both_files_are_not_trained_on(tmp_path):
-    write_files(tmp_path, "math", range(8), range(3))
-    task, files = load_task("math"), [f"{tmp_path}/train", f"{tmp_path}/test"]
-    problem_at = train_problems(task, 0, 5, 0, *files)
-    epochs = [[problem_at(epoch * 5 + i).prompt for i in range(5)] for epoch in range(3)]
-    held_out = {p.prompt for p in task.read(files[1], "test")}
-    assert all(len(set(epoch)) == 5 and not set(epoch) & held_out for epoch in epochs)
-    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[2])
-    with pytest.raises(ValueError, match="nothing to train on"):
-        train_problems(task, 0, 5, 0, files[1], files[1])
 
 
 # ---------------------------------------------------------------------------------- training
