@@ -439,7 +439,7 @@ def metrics(idea: str, rows: torch.Tensor, want: dict, *changed) -> None:
 
 
 def metrics_of_a_table():
-    """accuracies, delta, transitions and fix rate of a row of the paper's table; further turns are left out"""
+    """accuracies, delta, transitions and fix rate of a row of the paper's table, without further turns"""
     counts = {"010": 58, "101": 14, "110": 586, "001": 342}
     rows = torch.cat([table(row).expand(n, 3) for row, n in counts.items()])
     want = {"acc_t1": 0.6, "acc_t2": 0.644, "delta": 0.044, "i_to_c": 0.058, "c_to_i": 0.014}

@@ -67,7 +67,7 @@ def curve(folder: Path, width: int = 30) -> list[dict]:
 
 
 def odds(beta: float, base: str, checkpoint: str) -> dict:
-    """A4: the chance of a right first attempt in percent, mean over 400 new problems of each kind: the base's,
+    """A4: the chance of a right first attempt in percent, means of 400 new problems of each kind: the base's,
     what the odds times exp(1 / beta) make of it on each problem, and the checkpoint's.
     """
     sys.path.insert(0, ".")
