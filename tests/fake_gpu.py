@@ -141,7 +141,7 @@ def test_an_update(small_gpt, host, lora, dtype):
 def test_a_batch_of_dialogues(small_gpt, tokenizer, host, monkeypatch, offline):
     """Sampled, scored and turned into advantages. The texts are lists of ones."""
     monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
-    policy, c = on_gpu(small_gpt, n_layer=1), train.Config(batch=9, max_new=9, offline_first=offline)
+    policy, c = on_gpu(small_gpt, n_layer=1), train.Config(batch=12, max_new=9, offline_first=offline)
     task = load_task(c.task)
     env = Environment(task, tokenizer, lambda i: task.sample(Random(i), c.size))
     stage = train.Stage("stage2", 1, 0.1, (1.0, 1.0), 10.0, 0.5, (0.1, 0.1))
