@@ -280,7 +280,7 @@ def test_a_shipped_checkpoint_gives_its_tables_figures(name):
     rows = [line.split("|") for line in (SHIPPED / "README.md").read_text(encoding="utf-8").splitlines()]
     ((_, _, *figures, _),) = [row for row in rows if row[1:2] == [f" `{name}.pt` "]]
     model, c = load_model(SHIPPED / f"{name}.pt", torch.device("cpu"))
-    assert c == Config(**(PRESETS["plain"][1] if name == "plain" else {}))  # the page tells how they were made
+    assert c == Config(**(PRESETS["plain"][1] if name == "plain" else {}))  # as the page says
     metrics, _ = evaluate(model, c, held_out_of(c, 2000))
     found = [100 * metrics[key] for key in ("acc_t1", "acc_t2", "delta", "fix_rate")]
     assert found == pytest.approx([float(figure) for figure in figures], abs=0.6)
