@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from data import Attempt, Problem, calculator, drawn, load_task, verdicts
+from data import Attempt, Problem, calculator, load_task, verdicts
 from data.contract import check_task
 from data.tokenizer import build_tokenizer
 from rewards import check_rewards
@@ -67,11 +67,6 @@ def test_the_projects_own_tasks_keep_their_contract():
         check_task(load_task(name), size, build_tokenizer(1), room)
     with pytest.raises(ValueError, match="raise --max_new=5"):
         check_task(calculator, 3, build_tokenizer(1), 5)  # "1:171" and the end of turn
-
-
-def test_a_problem_that_cannot_be_had_ends_the_search():
-    with pytest.raises(ValueError, match="no problem that is free"):
-        drawn(calculator, 3, "key", lambda prompt: True)
 
 
 def test_a_checker_that_breaks_during_training_is_unjudged_and_never_right():

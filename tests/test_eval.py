@@ -11,6 +11,7 @@ from run_files import even
 
 import eval as evaluation
 from data import Problem, is_held_out, load_task, train_problems
+from data.tokenizer import build_tokenizer
 from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
 from engine.presets import PRESETS
@@ -173,10 +174,11 @@ def test_drift_is_the_kl_of_the_models_own_first_attempts_to_the_base(small_gpt,
 
 def test_swap_test_of_a_model_that_repeats_what_it_reads(monkeypatch):
     """Its turn 2 is as right as the attempt that stands in turn 1. It must be asked greedily."""
-    temperatures = []
+    temperatures, read = [], []
 
     def repeat(model, tokenizer, prompts, requests, max_new, temperature, *rest):
         temperatures.append(temperature)
+        read.append(prompts)
         heads = [tokenizer.decode(p).removesuffix("<|end|><|user|>check<|assistant|>") for p in prompts]
         texts = [[head.split("<|assistant|>")[1]] for head in heads]
         return SimpleNamespace(texts=texts, ended=torch.ones(len(texts), 1, dtype=torch.bool))
@@ -193,6 +195,9 @@ def test_swap_test_of_a_model_that_repeats_what_it_reads(monkeypatch):
         "n": 3, "own": 0.0, **zero, "right": 1.0, "checked": 0.0, "true_checks": third,
     }  # fmt: skip
     assert set(temperatures) == {0.0}
+    decoded = [build_tokenizer(1).decode(prompt) for prompt in read[-1]]  # `checked`: with true working
+    texts = [text.split("<|assistant|>")[1].removesuffix("<|end|><|user|>check") for text in decoded]
+    assert texts == ["14*6=84=", "13*8=104>", "25*5=125>", "1*4=4<"]
 
 
 @pytest.mark.parametrize("of_base", [False, True])

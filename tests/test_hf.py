@@ -1,9 +1,6 @@
 """Hugging Face checkpoints: the same logits as transformers, both ways, and every refusal by name."""
 
 import json
-import math
-import random
-import struct
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from pretrained import logits
 from data.tokenizer import Tokenizer
 from engine.hf import FAMILIES as BLOCKS
 from engine.hf import config_from, load_pretrained, save_pretrained
-from model import KVCache
 from rollout import sample_dialogues
 
 pytestmark = pytest.mark.slow
@@ -23,7 +19,6 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=2, n_head=4)
 LLAMA = dict(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -202,90 +197,4 @@ def test_what_does_not_fit_is_refused_by_name(folder, changes, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("folder", ["llama2"], indirect=True)
-def test_broken_folders_are_refused_by_name(folder, tmp_path):
-    def refused(words, place=folder):
-        with pytest.raises(ValueError, match=words):
-            load_pretrained(place)
-
-    refused("no file .*config.json", tmp_path / "nowhere")
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    right = config.read_bytes()
-    for text, words in (
-        ("{", "not a JSON"),
-        ("[]", "not a JSON"),
-        ('{"model_type": "llama"}', "no 'num_att"),
-    ):
-        config.write_text(text, encoding="utf-8")
-        refused(words)
-    config.write_bytes(right)
-    content = weights.read_bytes()
-    weights.write_bytes(content[: len(content) // 2])
-    refused("is not a .safetensors file")
-    weights.unlink()
-    refused("neither model.safetensors nor pytorch_model.bin")
-    index = folder / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {"x": "model-1.safetensors"}}', encoding="utf-8")
-    refused("model-1.safetensors, which is missing")
-    index.unlink()
-    torch.save({"x": random.Random(0)}, folder / "pytorch_model.bin")
-    refused("pytorch_model.bin is not a .bin file of tensors alone")  # code in a file is never run
-
-
 # ---------------------------------------------------------------------------------- a trained model
-
-
-def write_stories(folder: Path) -> None:
-    """llama2.c's file of 260 K parameters as a Hugging Face folder.
-
-    Its RoPE turns pairs of neighbours. Hugging Face's turns number i with number i + head_dim / 2.
-    """
-    raw = (ASSETS / "stories260K.bin").read_bytes()
-    dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack("7i", raw[:28])
-    kv = dim // heads * kv_heads
-    shapes = {  # in the order of the file
-        "embed_tokens": (vocab, dim), "input_layernorm": (layers, dim),
-        "self_attn.q_proj": (layers, dim, dim), "self_attn.k_proj": (layers, kv, dim),
-        "self_attn.v_proj": (layers, kv, dim), "self_attn.o_proj": (layers, dim, dim),
-        "post_attention_layernorm": (layers, dim), "mlp.gate_proj": (layers, hidden, dim),
-        "mlp.down_proj": (layers, dim, hidden), "mlp.up_proj": (layers, hidden, dim), "norm": (dim,),
-    }  # fmt: skip
-    numbers, weights = torch.frombuffer(bytearray(raw[28:]), dtype=torch.float32), {}
-    for name, shape in shapes.items():
-        tensor, numbers = numbers[: math.prod(shape)].view(shape), numbers[math.prod(shape) :]
-        if name in ("self_attn.q_proj", "self_attn.k_proj"):  # [layers, heads, pairs, 2, dim]
-            tensor = tensor.view(layers, -1, dim // heads // 2, 2, dim).transpose(2, 3).reshape(shape)
-        parts = {f"layers.{i}.{name}": part for i, part in enumerate(tensor)}
-        for part, values in parts.items() if shape[0] == layers else [(name, tensor)]:
-            weights[f"model.{part}.weight"] = values.clone()
-    folder.mkdir()
-    torch.save(weights, folder / "pytorch_model.bin")
-    config = dict(
-        model_type="llama", vocab_size=vocab, hidden_size=dim, intermediate_size=hidden,
-        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        max_position_embeddings=length, rms_norm_eps=1e-5, tie_word_embeddings=True,
-    )  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-@torch.no_grad()
-def test_a_trained_model_tells_its_story(tmp_path):
-    if not (ASSETS / "stories260K.bin").exists():
-        pytest.skip("the model of 260 K parameters is not here (shared/assets)")
-    write_stories(tmp_path / "stories")
-    model = load_pretrained(tmp_path / "stories")
-    assert sum(p.numel() for p in model.parameters()) == 260_032
-    raw, pieces, at = (ASSETS / "tok512.bin").read_bytes(), [], 4
-    while at < len(raw):
-        size = struct.unpack("i", raw[at + 4 : at + 8])[0]
-        pieces.append(raw[at + 8 : at + 8 + size])
-        at += 8 + size
-    ids, cache = [1], KVCache(model.config, 1, 200)
-    while len(ids) < 60:
-        ids.append(int(model(torch.tensor([ids[-1:]]), cache)[0, -1].argmax()))
-        cache.advance()
-    text = b"".join(pieces[i] for i in ids[1:]).decode().strip()
-    assert text.startswith(
-        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
-        "One day, she saw a big, red ball."
-    )

@@ -93,7 +93,7 @@ def test_a_model_without_numbers_has_the_same_weights_and_draws_none(small_gpt, 
     assert all(p.is_meta for p in empty.values())
 
 
-MODES = [["--lora=4"], ["--dtype=bfloat16"], ["--dtype=bfloat16", "--lora=4", "--recompute=true"]]
+MODES = [[], ["--lora=4"], ["--dtype=bfloat16"], ["--dtype=bfloat16", "--lora=4", "--recompute=true"]]
 
 
 @pytest.mark.parametrize("mode", MODES, ids=" ".join)

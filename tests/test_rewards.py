@@ -17,6 +17,7 @@ CASES = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
         ((0, 1), 0, [[0, 0], [0, 1], [0, 0], [0, 1]]),  # Stage I
         ((1, 1), 10, [[0, 0], [0, 11], [1, -10], [1, 1]]),  # Stage II: the paper's four cases at alpha = 10
         ((1, 1), 0, [[0, 0], [0, 1], [1, 0], [1, 1]]),  # plain two-turn RL
+        ((1, 0.5), 10, [[0, 0], [0, 10.5], [1, -10], [1, 0.5]]),  # the weight does not multiply the bonus
         ((1, 0), 0, [[0, 0], [0, 0], [1, 0], [1, 0]]),  # single-turn RL
     ],
 )

@@ -154,13 +154,13 @@ def test_no_position_is_computed_twice_and_a_turn_ends_with_its_last_row(
         assert sum(rows * columns for rows, columns in passes) == int(rollout.lengths.sum()) - 2
 
 
-@pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_a_model_that_is_broken_ends_the_sampling_with_one_line(small_gpt, tokenizer, number):
+@pytest.mark.parametrize("number, temperature", [(torch.nan, 0.0), (torch.nan, 1.0), (torch.inf, 1.0)])
+def test_a_model_that_is_broken_ends_the_sampling_with_one_line(small_gpt, tokenizer, number, temperature):
     model = small_gpt()
     with torch.no_grad():
         model.blocks[1].mlp.down.weight[3, 5] = number
     with pytest.raises(FloatingPointError, match="^the model's states are not finite: lower .*$"):
-        sample(model, tokenizer)
+        sample(model, tokenizer, temperature=temperature)
 
 
 def test_first_attempts_by_another_model_are_context(small_gpt, tokenizer):

@@ -63,12 +63,6 @@ def test_problems_that_are_in_both_files_are_not_trained_on(tmp_path):
         train_problems(task, 0, 5, 0, files[1], files[1])
 
 
-def test_a_bad_row_is_named_by_its_number(tmp_path):
-    write_rows(tmp_path / "rows", [row("math", 1), {"problem": "x", "solution": "no answer at all"}])
-    with pytest.raises(ValueError, match="rows, row 2: "):
-        load_task("math").read(str(tmp_path / "rows"), "train")
-
-
 # ---------------------------------------------------------------------------------- training
 
 

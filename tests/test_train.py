@@ -5,9 +5,7 @@ import os
 import signal
 import sys
 import time
-from random import Random
 from types import SimpleNamespace
-from zlib import crc32
 
 import pytest
 import torch
@@ -15,12 +13,9 @@ from run_files import even, metrics, same, weights
 from scripts import ROOT, finish, script, start
 
 import train
-from data import held_out_problems, load_task, train_problems
-from engine import supervised
+from data import load_task, train_problems
 from engine.build import pick_device
-from engine.checkpoints import load
 from engine.presets import PRESETS
-from eval import evaluate, swap_test
 from train import Config, load_model
 
 TINY = [
@@ -159,56 +154,6 @@ def test_a_dialogue_to_imitate_must_fit_into_the_model(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a dialogue of 408 tokens"):
         run_here(tmp_path, monkeypatch, "long", f"--imitate={path}")
     assert not (tmp_path / "long").exists()
-
-
-@pytest.mark.slow
-def test_swap_test_shows_what_it_says(tmp_path, monkeypatch, capsys):
-    """After one's own attempt turn 2 must come out as it did in the dialogue itself, and after another's it
-    need not.
-    """
-    folder = run_here(tmp_path, monkeypatch, "run", "--base_steps=90", "--base_lr=0.02")
-    model, c = load_model(folder / "base.pt", "cpu")
-
-    def judge(task, problems, texts, ended):  # so small a model is never right
-        return torch.tensor([[crc32(text.encode()) % 2 == 0 for text in row] for row in texts]), {}
-
-    monkeypatch.setattr("eval.correctness", judge)
-    _, transcripts = evaluate(model, c, held_out_problems(load_task(c.task), c.size, c.seed, 200))
-    whole = [t for t in transcripts if len(t[1][0]) < c.max_new and not {"<", "c"} & set(t[1][0])]
-    second = sum(right[1] for _, _, right in whole) / len(whole)
-    assert len(whole) > 20 and 0 < second < 1
-    swap = swap_test(model, c, whole)
-    assert swap["all"]["own"] == pytest.approx(second)
-    assert len({swap["all"][kind] for kind in ("own", "wrong", "other")}) == 3
-    wrong_first = [right[1] for _, _, right in whole if not right[0]]
-    assert swap["wrong_first"]["n"] == len(wrong_first)
-    assert swap["wrong_first"]["own"] == pytest.approx(sum(wrong_first) / len(wrong_first))
-    task, rng = load_task(c.task), Random(0)
-    true = [task.attempt(problem, "near", rng).text for problem, _, _ in whole]
-    false = [text + "0" for text in true]  # ten times the remainder
-    with_true, with_false = (
-        swap_test(
-            model, c, [(t[0], [text, ""], [False, False]) for t, text in zip(whole, texts, strict=True)]
-        )
-        for texts in (true, false)
-    )
-    with_true, with_false = with_true["wrong_first"], with_false["wrong_first"]
-    assert (with_true["true_checks"], with_false["true_checks"]) == (1, 0)
-    assert with_false["checked"] == with_true["checked"] == with_true["own"] != with_false["own"]
-
-
-def test_an_infinite_loss_stops_the_run_and_keeps_the_last_state(tmp_path, monkeypatch, capsys):
-    real, calls = supervised.supervised_loss, []
-
-    def explode(*args):
-        calls.append(1)
-        return real(*args) * (float("nan") if len(calls) > 8 else 1)  # two micro-batches a step: in step 5
-
-    monkeypatch.setattr(supervised, "supervised_loss", explode)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan .* at step 5 of base: start anew"):
-        run_here(tmp_path, monkeypatch, "nan")
-    state = load(tmp_path / "nan" / "last.pt")
-    assert state["step"] == 4 and all(t.isfinite().all() for t in state["model"].values())
 
 
 def test_a_batch_without_signal_is_said(tmp_path, monkeypatch, capsys):
