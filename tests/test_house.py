@@ -97,7 +97,7 @@ def test_the_readmes_results_are_those_of_the_runs():
     """Each row of the table and each "Acc@t1 → Acc@t2" below it, from experiments/results/paper.json."""
     rows = json.loads((ROOT / "experiments" / "results" / "paper.json").read_text(encoding="utf-8"))
     results, readme = Results(rows, {}), (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "")
-    labels = {"base": "base", "pair+": "Pair-SFT D+", "plain": "plain RL", "no_stage1": "without Stage I"}
+    labels = {"base": "base", "plain": "plain RL", "no_stage1": "without Stage I", "stage1": "after Stage I"}
     labels |= {"score": "SCoRe"}
     for method, label in labels.items():
         assert len(results.of[method]) == 10
