@@ -1,7 +1,6 @@
 """Hugging Face checkpoints: the same logits as transformers, both ways, and every refusal by name."""
 
 import json
-from pathlib import Path
 
 import pytest
 import tiktoken
