@@ -33,7 +33,6 @@ from engine.chat import chat
 from engine.cli import run_script
 from engine.hf import export, is_pretrained
 from engine.options import parse_options, require
-from engine.page import beside_of, write_page
 from engine.report import (
     metrics_text,
     read_log,
@@ -45,6 +44,7 @@ from engine.report import (
 )
 from engine.settings import EvalOptions
 from model import GPT
+from page import beside_of, write_page
 from rewards import correctness, turn_returns, turn_rewards
 from rollout import Rollout, sample_dialogues
 from train import Config, advantages, load_model, rollout_batch, stages, token_credit, token_scores
@@ -154,7 +154,7 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     return result
 
 
-# What the page shows of the method. engine/ imports none of it.
+# What the page shows of the method; page/ imports none of it.
 SHOWN = (answer, correctness, turn_rewards, turn_returns, advantages, token_credit, token_scores)
 SHOWN = SimpleNamespace(**{f.__name__: f for f in (*SHOWN, evaluate, load_model, rollout_batch, stages)})
 

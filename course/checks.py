@@ -1,19 +1,16 @@
 """What the grader tries on each function, in plain words: what was called, what came, what is right, and why.
 
-A check is a function without arguments. Its docstring says what is checked. `Wrong` is what a student reads.
-It imports the project's modules when it runs, so it finds those of the tree that is graded. None of them
-asks for what a right solution may do otherwise: no chunks, no memory, no exact zeros.
+A check is a function without arguments. It gives its points if it passes on the student's version of one
+function, its hole, in an otherwise right project. Its docstring says what is checked, and `Wrong` is what a
+student reads. It imports the project's modules when it runs, so it finds those of the tree that is graded.
+None asks for what a right solution may do otherwise: no chunks, no memory, no exact zeros.
 """
 
 import copy
 import importlib
-import itertools
 import math
 
 import torch
-
-V, END, X1, X2 = 3, 0, [1], [2, 1]  # a vocabulary of three tokens, its end of turn, and two prompts
-ATTEMPTS = [(END,), *itertools.product((1, 2), range(V))]  # the end of the turn, or two tokens
 
 
 class Wrong(Exception):
@@ -57,10 +54,8 @@ def called(name: str, *args):
     """What `module.function` gives, and the call in words. Wrong if it changes an argument."""
     module, _, function = name.partition(".")
     given = [x.clone() if torch.is_tensor(x) else x for x in args]
-    got, call = (
-        getattr(importlib.import_module(module), function)(*given),
-        f"{function}({', '.join(map(shown, args))})",
-    )
+    got = getattr(importlib.import_module(module), function)(*given)
+    call = f"{function}({', '.join(map(shown, args))})"
     for before, after in zip(args, given, strict=True):
         same = not torch.is_tensor(before) or torch.equal(before, after)
         require(same, f"{call} has changed its argument. Work on a copy: others use it, too.")
@@ -87,10 +82,8 @@ def tokens_have_their_probabilities():
     p, n = torch.tensor([0.1, 0.6, 0.05, 0.25]), 4000
     logits, uniform = p.log().expand(n, 4), (torch.arange(n, dtype=torch.float64) + 0.5) / n
     for temperature in (1.0, 0.5):
-        share, want = (
-            tokens_of(logits, temperature, uniform).bincount(minlength=4) / n,
-            (p.log() / temperature).softmax(-1),
-        )
+        share = tokens_of(logits, temperature, uniform).bincount(minlength=4) / n
+        want = (p.log() / temperature).softmax(-1)
         call = f"sample_token at temperature {temperature}, of 4 tokens with {shown(p)}: their shares"
         expect(call, share, want, "The logits are divided by the temperature before the softmax.", 2e-3)
     greedy = tokens_of(logits[:9], 0, uniform[:9])
@@ -101,9 +94,7 @@ def impossible_tokens_are_never_taken():
     """a token of probability 0 is never taken, not even for uniform = 0"""
     uniform = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(5, 1)
-    idea = (
-        "Tokens 0, 2 and 4 have probability 0. 1 - uniform is above 0, so it is reached where the sum rises."
-    )
+    idea = "Tokens 0, 2 and 4 have probability 0. 1 - uniform is above 0: it is reached where the sum rises."
     expect("sample_token for uniform 0 to almost 1", tokens_of(logits, 1.0, uniform), [3, 3, 1, 1, 1], idea)
     logits = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0))
     logits[:, ::2] = -torch.inf
@@ -172,10 +163,8 @@ def coefficients(settings: dict, want: list[tuple]) -> None:
     from train import Config, stages
 
     own = dict(base_steps=3, stage1_steps=4, stage2_steps=5, base_lr=0.3, lr=0.2, stage2_lr=0.1)
-    rows, fields = (
-        stages(Config(**own | settings)),
-        ("name", "steps", "lr", "weights", "alpha", "gamma", "betas", "reference"),
-    )
+    fields = "name", "steps", "lr", "weights", "alpha", "gamma", "betas", "reference"
+    rows = stages(Config(**own | settings))
     found, names = [getattr(row, "name", row) for row in rows], [values[0] for values in want]
     text = f"stages gave the rows {found}, and {names} is right: a stage of 0 steps has no row."
     require(found == names, text)
@@ -197,19 +186,10 @@ def stages_are_rows_of_coefficients():
     coefficients(dict(alpha=7.0, gamma=0.8, **betas), [BASE, ONE, two])
     alone = ("stage2", 5, 0.1, (1, 1), 10, 0, (0.4, 0.4), "base")
     coefficients(dict(init="base.pt", stage1_steps=0, **betas), [alone])
-    imitate, single = (
-        ("imitate", 6, 0.2, (), 0, 0, (), "base"),
-        ("stage2", 5, 0.1, (1, 0), 0, 0, (0.4, 0), "base"),
-    )
+    imitate = ("imitate", 6, 0.2, (), 0, 0, (), "base")
+    single = ("stage2", 5, 0.1, (1, 0), 0, 0, (0.4, 0), "base")
     more = dict(imitate="file", imitate_steps=6, stage2_weight2=0.0, alpha=0.0)
     coefficients(more | betas, [BASE, imitate, ONE, single])
-
-
-def stages_of_three_turns():
-    """optional: three turns, where Stage I has two parts"""
-    more = ("stage1b", 4, 0.2, (0, 0, 1), 0, 0, (0.2, 0.2, 0.01), "stage1")
-    two = ("stage2", 5, 0.1, (1, 1, 1), 10, 0, (0.3,) * 3, "base")
-    coefficients(dict(turns=3, beta1=0.01, beta2=0.2, stage2_beta=0.3), [BASE, ONE, more, two])
 
 
 # ---------------------------------------------------------------------------------- A3 and A4
@@ -217,9 +197,7 @@ def stages_of_three_turns():
 
 def advantages_by_hand():
     """the return minus the mean of the others of the same problem, of three dialogues and of two"""
-    idea = (
-        "The return minus the mean of the other n - 1 of the same problem and turn; no clamp, no deviation."
-    )
+    idea = "The return minus the mean of the other n - 1 of its problem and turn: no clamp, no deviation."
     returns = torch.tensor([[1.0, 20.0], [0.0, -10.0], [5.0, 2.0], [8.0, 0.0], [8.0, 0.0], [2.0, 6.0]])
     want = [[-1.5, 24], [-3, -21], [4.5, -3], [3, -3], [3, -3], [-6, 6]]
     case("train.advantages", (returns, 3), want, idea)
@@ -233,7 +211,7 @@ def toys():
 
     torch.manual_seed(0)
     sizes = dict(n_layer=1, n_head=1, n_kv_head=1, dim=8, head_dim=8, ffn_dim=8, max_len=16)
-    policy = GPT(GPTConfig(vocab_size=V, **sizes)).double()
+    policy = GPT(GPTConfig(vocab_size=3, **sizes)).double()
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     reference = copy.deepcopy(policy)
@@ -243,171 +221,113 @@ def toys():
 
 
 def gradient(loss, model) -> torch.Tensor:
-    fine = torch.is_tensor(loss) and loss.requires_grad
-    require(
-        fine, "the loss has no gradient: it must depend on the policy's log-probs, not on detached numbers."
-    )
+    text = "the loss has no gradient: it must depend on the policy's log-probs, not on detached numbers."
+    require(torch.is_tensor(loss) and loss.requires_grad, text)
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
     pairs = zip(grads, model.parameters(), strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
 
-def log_prob(model, context, attempt, temperature=1.0):
-    log_probs = (model(torch.tensor([[*context, *attempt]]))[0] / temperature).log_softmax(-1)
-    return sum(log_probs[len(context) + i - 1, token] for i, token in enumerate(attempt))
+def same_gradient(what: str, mine, right, policy, idea: str) -> None:
+    expected = gradient(right, policy)
+    off = ((gradient(mine, policy) - expected).norm() / expected.norm()).item()
+    require(off < 1e-3, f"{what}: the gradient is off by {100 * off:.1f} % of its length. {idea}")
 
 
-def before_turn_2(first) -> list[int]:
-    return [*X1, *first, *([] if first[-1] == END else [END]), *X2]
+def dialogues() -> dict:
+    """A batch of two turns with attempts of one to three tokens, and padding. A clamp would show."""
+    ids = torch.tensor([[1, 0, 2, 1, 1, 2, 0, 2], [1, 1, 2, 0, 2, 1, 0, 2], [1, 2, 1, 2, 0, 2, 1, 1]])
+    masks = table("01000000", "00001110"), table("01100000", "00000010"), table("01110000", "00000011")
+    return {
+        "ids": ids,
+        "masks": torch.stack(masks),
+        "advantages": torch.tensor([[1.0, -2], [9, 3], [-12, 0.5]]),
+    }
 
 
-def batch_of(dialogues, advantages) -> dict:
-    """Rows of two turns, padded with 2. `dialogues` are pairs of attempts, `advantages` [B][2]."""
-    rows = [[*before_turn_2(first), *second] for first, second in dialogues]
-    width = max(map(len, rows)) + 1
-    masks = torch.zeros(len(rows), 2, width, dtype=torch.bool)
-    for mask, row, (first, second) in zip(masks, rows, dialogues, strict=True):
-        mask[0, len(X1) : len(X1) + len(first)] = True
-        mask[1, len(row) - len(second) : len(row)] = True
-    ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
-    return {"ids": ids, "masks": masks, "advantages": torch.tensor(advantages)}
-
-
-def loss_of(policy, reference, batch, betas, temperature, rows):
+def loss_of(policy, reference, batch, betas, temperature, rows=3):
     from train import policy_loss
 
-    result, call = policy_loss(policy, reference, batch, betas, temperature, rows), "policy_loss"
+    given = batch["advantages"].clone()
+    result = policy_loss(policy, reference, batch, betas, temperature, rows)
+    same = torch.equal(given, batch["advantages"])
+    require(same, "policy_loss has changed batch['advantages']. Work on a copy: others use it, too.")
     pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-    require(
-        pair, f"{call} gave {type(result).__name__}: a pair (loss, parts) is right, the parts a dictionary."
-    )
-    names = {f"kl_t{k}" for k in range(1, batch["masks"].shape[1] + 1)} | {"entropy"}
-    require(set(result[1]) == names, f"{call} gave parts {sorted(result[1])}, and {sorted(names)} is right.")
+    require(pair, f"policy_loss gave {type(result).__name__}, and a pair is right: the loss, a dictionary.")
+    found, names = sorted(result[1]), ["entropy", "kl_t1", "kl_t2"]
+    require(found == names, f"policy_loss gave the parts {found}, and {names} is right.")
     return result
 
 
-def worth(first, second) -> tuple[float, float]:
-    """Rewards of both turns. Some are large: a clamp would show."""
-    one = float(first == (1, 2)) - 0.5 * (first[0] == 2) + 9.0 * (first == (END,))
-    return one, 12.0 * (second[-1] == END) - 0.7 * (second[0] == first[0])
-
-
-def mean_gradient(betas, temperature, idea: str) -> None:
-    """Every dialogue, weighed with its probability: the mean gradient and the mean of the parts are exact."""
-    policy, reference = toys()
-    objective, mean, logged, expected = 0.0, 0.0, [0.0, 0.0], [0.0, 0.0]
-    for first in ATTEMPTS:
-        p1, q1 = (log_prob(model, X1, first, temperature) for model in (policy, reference))
-        objective = objective + betas[0] * p1.exp() * (p1 - q1.detach())
-        expected[0] += (p1.exp() * (p1 - q1)).item()
-        for second in ATTEMPTS:
-            p2, q2 = (log_prob(m, before_turn_2(first), second, temperature) for m in (policy, reference))
-            (r1, r2), here = worth(first, second), p1.exp().detach()
-            objective = objective - p1.exp() * p2.exp().detach() * r1 - here * p2.exp() * r2
-            objective = objective + here * betas[1] * p2.exp() * (p2 - q2.detach())
-            chance = (p1 + p2).exp().item()
-            expected[1] += chance * (p2 - q2).item()
-            batch = batch_of([(first, second)], [[r1, r2]])
-            given = batch["advantages"].clone()
-            loss, parts = loss_of(policy, reference, batch, betas, temperature, 1)
-            same = torch.equal(given, batch["advantages"])
-            require(same, "policy_loss has changed batch['advantages']: work on a copy.")
-            mean = mean + chance * gradient(loss, policy)
-            logged = [total + chance * float(parts[f"kl_t{k}"]) for k, total in enumerate(logged, 1)]
-    leak = gradient(loss + 0 * sum(p.sum() for p in reference.parameters()), reference).norm()
-    require(
-        leak == 0,
-        "the loss has a gradient through the reference, which is frozen: call it in torch.no_grad().",
-    )
-    call = f"the mean over all dialogues at temperature {temperature}, betas {betas}"
-    expect(f"policy_loss: kl_t1 and kl_t2, {call}", torch.tensor(logged), torch.tensor(expected),
-           "The sum of a turn's KLs, divided by rows.")  # fmt: skip
-    whole = gradient(objective, policy)
-    off = ((mean - whole).norm() / whole.norm()).item()
-    text = f"policy_loss: the gradient, {call}, is off by {100 * off:.1f} % of its length. {idea}"
-    require(off < 1e-3, text)
+def by_the_formula(betas, temperature, idea: str) -> None:
+    """Are the loss's gradient and the KLs those of the handout's formula?"""
+    (policy, reference), batch, right, kls = toys(), dialogues(), 0.0, []
+    p, q = ((m(batch["ids"])[:, :-1] / temperature).log_softmax(-1) for m in (policy, reference))
+    log_probs = p.gather(-1, batch["ids"][:, 1:, None])[..., 0]
+    kl = (p.exp() * (p - q.detach())).sum(-1)
+    for k, beta in enumerate(betas):
+        mask = batch["masks"][:, k, 1:]
+        later = (kl * mask).detach().flip(-1).cumsum(-1).flip(-1) - (kl * mask).detach()
+        credit = batch["advantages"][:, k, None] - beta * later
+        right = right + ((beta * kl - credit * log_probs) * mask).sum() / 3
+        kls.append((kl * mask).sum().item() / 3)
+    loss, parts = loss_of(policy, reference, batch, betas, temperature)
+    what = f"policy_loss of three dialogues at temperature {temperature}, betas {betas}"
+    same_gradient(what, loss, right, policy, idea)
+    found = torch.tensor([float(parts["kl_t1"]), float(parts["kl_t2"])])
+    expect(f"{what}: kl_t1 and kl_t2", found, torch.tensor(kls), "The sum of a turn's KLs, divided by rows.")
+    leak = gradient(loss + 0 * sum(x.sum() for x in reference.parameters()), reference).norm()
+    require(leak == 0, "the loss has a gradient through the reference, which is frozen: use torch.no_grad().")
 
 
 def the_gradient_of_rewards():
-    """without KL: the mean gradient over all dialogues is that of the expected rewards, at T = 1 and 0.6"""
-    idea = (
-        "It is minus that of the expected rewards: each sampled token's log-prob times its turn's advantage."
-    )
-    mean_gradient((0.0, 0.0), 1.0, idea)
-    mean_gradient((0.0, 0.0), 0.6, f"{idea} The log-probs are at the sampler's temperature.")
+    """without KL: each token's log-prob times its turn's advantage, at temperature 1 and 0.6"""
+    idea = "It is the sum of advantage times log-prob, over tokens that weigh alike, divided by rows."
+    by_the_formula((0.0, 0.0), 1.0, idea)
+    by_the_formula((0.0, 0.0), 0.6, f"{idea} The log-probs are at the sampler's temperature.")
 
 
 def the_gradient_with_kl():
-    """with KL: the mean gradient is that of reward - beta * KL"""
-    idea = (
-        "It is that of betas[k] KL_k minus the rewards: the KL has a gradient of its own, and the KL inside "
-    )
-    mean_gradient((0.7, 0.3), 1.0, f"{idea}the weights of the log-probs has none.")
-
-
-def tokens_of_a_turn_weigh_alike():
-    """the tokens of a turn weigh alike, whatever its length"""
-    policy, reference = toys()
-    for first in ((END,), (1, 2)):
-        batch = batch_of([(first, (END,))], [[1.0, 0.0]])
-        ours = gradient(loss_of(policy, reference, batch, (0.0, 0.0), 1.0, 1)[0], policy)
-        off = (ours + gradient(log_prob(policy, X1, first), policy)).norm() / ours.norm().clamp(min=1e-9)
-        text = f"policy_loss of {len(first)} token(s), advantage 1, no KL: the gradient is not that of minus "
-        require(off < 1e-3, f"{text}the sum of the log-probs. There is no division by the length.")
+    """with KL: each token's KL has a gradient, and the KL in the weights of the log-probs has none"""
+    by_the_formula((0.7, 0.3), 1.0, "beta * KL has a gradient of its own. The credit, with its KL, has none.")
 
 
 def micro_batches_add_up():
     """the losses and parts of micro-batches add up to the batch's"""
-    policy, reference = toys()
-    dialogues = [((END,), (1, 2)), ((1, 2), (END,)), ((2, 1), (2, 2))]
-    adv = [[1.0, -2.0], [0.5, 3.0], [-1.0, 1.0]]
-    parts = [loss_of(policy, reference, batch_of(d, a), (0.2, 0.1), 1.0, 3)
-             for d, a in ((dialogues, adv), (dialogues[:1], adv[:1]), (dialogues[1:], adv[1:]))]  # fmt: skip
+    models, batch = toys(), dialogues()
+    parts = [{key: x[cut] for key, x in batch.items()} for cut in (slice(0, 3), slice(0, 1), slice(1, 3))]
+    found = [loss_of(*models, part, (0.2, 0.1), 1.0) for part in parts]
+    whole, *halves = (torch.tensor([float(x) for x in (loss, *sums.values())]) for loss, sums in found)
     idea = "Each is divided by `rows`, the rows of the whole batch, not by its own."
-    whole, *halves = (torch.tensor([float(x) for x in (loss, *p.values())]) for loss, p in parts)
-    expect(
-        "policy_loss on one row and on two, with rows=3: the sums of loss and parts", sum(halves), whole, idea
-    )
+    expect("policy_loss of one row and of two, rows=3: the sums of loss and parts", sum(halves), whole, idea)
 
 
-def kl_of_a_turn_of_three_tokens():
-    """the KL of a turn of three tokens: its value and its gradient, by enumeration"""
-    policy, reference = toys()
-    kl, mean, value = 0.0, 0.0, 0.0
-    for attempt in itertools.product(range(V), repeat=3):
-        p, q = log_prob(policy, X1, attempt), log_prob(reference, X1, attempt).detach()
-        kl = kl + p.exp() * (p - q)
-        batch = batch_of([(attempt, (END,))], [[0.0, 0.0]])
-        batch["masks"][:, 1] = False
-        loss, parts = loss_of(policy, reference, batch, (1.0, 1.0), 1.0, 1)
-        mean = mean + p.exp().item() * gradient(loss, policy)
-        value += p.exp().item() * float(parts["kl_t1"])
-    idea = (
-        "It is KL(policy || reference), the sum over v of p_v log(p_v / q_v) at each token, over the whole "
-    )
-    expect("the mean KL of turns of three tokens", value, kl.item(), f"{idea}vocabulary.")
-    expected = gradient(kl, policy)
-    off = ((mean - expected).norm() / expected.norm()).item()
-    text = f"the mean gradient of the penalty is off by {100 * off:.1f} % of its length. {idea}"
-    require(off < 1e-3, f"{text}vocabulary, and its gradient flows to the policy.")
+def scores(temperature: float):
+    """What token_scores gives, what is right, and the policy."""
+    (policy, reference), mask = toys(), table("01101", "00110")
+    ids, at = torch.tensor([[1, 2, 0, 1, 2], [2, 2, 1, 0, 0]]), mask[:, 1:]
+    p, q = ((m(ids)[:, :-1] / temperature).log_softmax(-1)[at] for m in (policy, reference))
+    want = p.gather(-1, ids[:, 1:][at][:, None])[:, 0], (p.exp() * (p - q.detach())).sum(-1)
+    got, _ = called("train.token_scores", policy, reference, ids, mask, temperature)
+    require(isinstance(got, tuple) and len(got) == 3, "token_scores must give log-probs, KL and entropy.")
+    return got, (*want, -(p.exp() * p).sum(-1).detach()), policy
 
 
 def scores_of_each_token():
     """log-probs, KL and entropy of the masked tokens, both models' logits divided by the temperature"""
-    (policy, reference), mask = toys(), table("01101", "00110")
-    ids, at = torch.tensor([[1, 2, 0, 1, 2], [2, 2, 1, 0, 0]]), mask[:, 1:]
+    idea = "Position t - 1 scores token t, with both models' logits divided by the temperature."
     for temperature in (1.0, 0.7):
-        p, q = ((m(ids)[:, :-1].detach() / temperature).log_softmax(-1)[at] for m in (policy, reference))
-        wants = (
-            p.gather(-1, ids[:, 1:][at][:, None])[:, 0],
-            (p.exp() * (p - q)).sum(-1),
-            -(p.exp() * p).sum(-1),
-        )
-        got, _ = called("train.token_scores", policy, reference, ids, mask, temperature)
-        require(isinstance(got, tuple) and len(got) == 3, "token_scores must give log-probs, KL and entropy.")
-        for name, mine, want in zip(("log-probs", "KL", "entropy"), got, wants, strict=True):
-            idea = "Position t - 1 scores token t. Both models' logits are divided by the temperature."
-            expect(f"token_scores at temperature {temperature}: the {name}", mine, want, idea)
+        got, want, _ = scores(temperature)
+        for name, mine, right in zip(("log-probs", "KL", "entropy"), got, want, strict=True):
+            expect(f"token_scores at temperature {temperature}: the {name}", mine, right.detach(), idea)
+
+
+def scores_have_gradients():
+    """the gradients of log-probs and KL flow to the policy, and they are those of the values"""
+    got, want, policy = scores(1.0)
+    idea = "The KL is KL(policy || reference), the sum over v of p_v log(p_v / q_v)."
+    same_gradient("token_scores, log-probs", got[0].sum(), want[0].sum(), policy, idea)
+    same_gradient("token_scores, KL", got[1].sum(), want[1].sum(), policy, idea)
 
 
 def credit_by_hand():
@@ -439,7 +359,7 @@ def metrics(idea: str, rows: torch.Tensor, want: dict, *changed) -> None:
 
 
 def metrics_of_a_table():
-    """accuracies, delta, transitions and fix rate of a row of the paper's table; further turns are left out"""
+    """accuracies, delta, transitions and fix rate of a row of the paper's table, without further turns"""
     counts = {"010": 58, "101": 14, "110": 586, "001": 342}
     rows = torch.cat([table(row).expand(n, 3) for row, n in counts.items()])
     want = {"acc_t1": 0.6, "acc_t2": 0.644, "delta": 0.044, "i_to_c": 0.058, "c_to_i": 0.014}

@@ -1,8 +1,8 @@
 """Puts the measured figures into the handouts, between the comments `figures` and `end` of each page.
 
-python course/fill.py            from course/results.json
-python course/fill.py --run      trains all runs of the course first: ten minutes on an idle core
-python course/fill.py --bugs     trains the bugs of A6 and writes course/curves.json: another ten
+python course/fill.py                   from course/results.json
+python course/fill.py --run=FOLDER      trains all runs and all bugs of A6 first: half an hour of a core;
+                                        what FOLDER has already is not trained again
 """
 
 import json
@@ -10,85 +10,85 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from assignments import ASSIGNMENTS
 from bugs import SILENT, plant
 from make import HERE, HUNTED, copy_project
-from runs import RUNS, arguments, command, curve, odds
+from runs import curve
 
+RUNS = json.loads((HERE / "runs.json").read_text(encoding="utf-8"))  # name -> title, words
 RESULTS = HERE / "results.json"
 BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 ODDS = {"plain1": 1, "nostage1": 1, "score": 0.3}  # A4: run -> its KL weight of turn 1
 SHOWN = {
     "A2": ["score", "gamma1"],
     "A3": ["score", "plain1", "plain03", "plain01", "nostage1", "plenty", "weight11"],
-    "A4": ["plain1", "nostage1", "score", "free"],
+    "A4": ["score", "free"],
 }
 
 
-def trained(tree: Path, name: str, words: list[str]) -> float:
-    """Trains in a tree. Returns the seconds of processor time. RuntimeError shows the end of what it said."""
-    before = sum(os.times()[2:4])  # of children, user and system
-    done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-1000:]}")
-    print(f"{name}: {sum(os.times()[2:4]) - before:.0f} s", flush=True)
-    return sum(os.times()[2:4]) - before
+def command(name: str) -> str:
+    return f"python train.py {RUNS[name][1]} --report=false"
+
+
+def run(tree: Path, *words: str) -> str:
+    return subprocess.run(
+        [sys.executable, *words], cwd=tree, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def run_all(tree: Path) -> dict:
-    """Each run's curve, its seconds, and the metrics of its last checkpoint on new problems, by name."""
-    results = {}
+    """Each run's curve, its seconds of processor time, and its last checkpoint's Acc@t1 and Acc@t2 on 1,000
+    new problems, by name.
+    """
+    results, base = {}, str(tree / "out/base/base.pt")
     for name in RUNS:
-        seconds = round(trained(tree, name, arguments(name)))
-        results[name] = {"seconds": seconds, **measured(tree, name)}
+        folder, before = tree / "out" / name, sum(os.times()[2:4])  # of children, user and system
+        if not (folder / "seconds").exists():
+            run(tree, *command(name).split()[1:])
+            (folder / "seconds").write_text(f"{sum(os.times()[2:4]) - before:.0f}")
+        path = str(next(p for s in ("stage2", "stage1", "base") if (p := folder / f"{s}.pt").exists()))
+        m = json.loads(run(tree, "eval.py", path, "--n=1000", "--json"))
+        greedy = [round(100 * m[key], 1) for key in ("acc_t1", "acc_t2")]
+        found = {"seconds": int((folder / "seconds").read_text()), "greedy": greedy, "curve": curve(folder)}
+        if name in ODDS:  # by the program that stands in the handout
+            code = (HERE / "A4.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+            found["odds"] = json.loads(run(tree, "-c", code, str(ODDS[name]), base, path).replace("'", '"'))
+        results[name] = found
+        print(name, found["seconds"], greedy, flush=True)
     return results
 
 
-def measured(tree: Path, name: str) -> dict:
-    """The curve of a run, and Acc@t1 and Acc@t2 of its last checkpoint on 1,000 new problems, in percent."""
-    folder = tree / "out" / name
-    path = next(p for p in (folder / f"{stage}.pt" for stage in ("stage2", "stage1", "base")) if p.exists())
-    words = [sys.executable, "eval.py", str(path), "--n=1000", "--json"]
-    m = json.loads(subprocess.run(words, cwd=tree, capture_output=True, text=True, check=True).stdout)
-    found = {"curve": curve(folder), "greedy": [round(100 * m[key], 1) for key in ("acc_t1", "acc_t2")]}
-    if name in ODDS:
-        found["odds"] = odds(ODDS[name], str(tree / "out/base/base.pt"), str(path))
-    return found
-
-
 def run_bugs(tree: Path) -> dict:
-    """The curves of three healthy runs with seeds of their own and of each bug, means of ten updates."""
-    curves = {}
-    jobs = [(f"healthy {n}", n - 1) for n in (3, 2, 1)] + [(bug, 0) for bug in SILENT]
-    for name, seed in jobs:
+    """The curves of three healthy runs with seeds and bases of their own and of each bug, over ten updates."""
+    curves, seeds = {}, {"healthy 3": 2, "healthy 2": 1, "healthy 1": 0}
+    for name in [*seeds, *SILENT]:
+        more = f"--seed={seeds.get(name, 0)}", "--overwrite", f"--name={name}"
         kept = {file: (tree / file).read_text(encoding="utf-8") for file in HUNTED}
-        more = [f"--seed={seed}", "--overwrite"]
-        if name in SILENT:
-            plant(name, tree)
-        else:
-            trained(tree, f"the base of {name}", arguments("easy") + more)
-        trained(tree, name, arguments("hunted") + more)
-        curves[name] = curve(tree / "out" / "hunted", width=10)
+        if not (tree / "out" / name / "stage2.pt").exists():
+            if name in seeds:
+                run(tree, *command("easy").split()[1:], *more[:2])
+            else:
+                plant(name, tree)
+            run(tree, *command("hunted").split()[1:], *more)
+        curves[name] = curve(tree / "out" / name, width=10)
         for file, text in kept.items():
             (tree / file).write_text(text, encoding="utf-8")
     return curves
 
 
 def run_table(results: dict, names: list[str]) -> str:
-    lines = ["| run | updates | turn 1 → turn 2, sampled | changed | KL 1, KL 2 | on new problems, greedy |"]
+    lines = ["| run | updates | turn 1 → turn 2, sampled | changed | KL 1, KL 2 | new problems, greedy |"]
     lines += ["|---|---|---|---|---|---|"]
     for name in names:
         points, greedy = results[name]["curve"], results[name]["greedy"]
-        for i in sorted({0, len(points) - 1, sum(point["stage"] == "stage1" for point in points) - 1} - {-1}):
-            p, last = points[i], i == len(points) - 1
-            when = f"{30 * i + 1} to {30 * i + 30}"
-            both = f"{p['acc_t1']:.0f} → {p['acc_t2']:.0f} %"
-            new = "{:.0f} → {:.0f} %".format(*greedy) if last else ""
-            cells = [RUNS[name][0] if not i else "", when, both, f"{p['change_rate']:.0f} %"]
+        end_of_stage1 = sum(point["stage"] == "stage1" for point in points) - 1
+        for i in sorted({0, len(points) - 1, max(end_of_stage1, 0)}):
+            p, new = points[i], "{:.0f} → {:.0f} %".format(*greedy) if i == len(points) - 1 else ""
+            title, when = "" if i else RUNS[name][0], f"{30 * i + 1} to {30 * i + 30}"
+            cells = [title, when, f"{p['acc_t1']:.0f} → {p['acc_t2']:.0f} %", f"{p['change_rate']:.0f} %"]
             lines.append("| " + " | ".join([*cells, f"{p['kl_t1']:.2f}, {p['kl_t2']:.2f}", new]) + " |")
     return "\n".join(lines)
 
@@ -97,7 +97,7 @@ def odds_table(results: dict) -> str:
     lines = ["| run | problems | the base | predicted | measured |", "|---|---|---|---|---|"]
     for name in ODDS:
         for kind, values in results[name]["odds"].items():
-            cells = [RUNS[name][0], kind, *(f"{x:.0f} %" for x in values)]
+            cells = [f"{RUNS[name][0]}, β {ODDS[name]}", kind, *(f"{x:.0f} %" for x in values)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -113,7 +113,7 @@ def points_table() -> str:
     lines += ["|---|---|---|---|---|---|---|---|"]
     for name, a in ASSIGNMENTS.items():
         holes = ", ".join(f"`{hole.partition(':')[2]}`" for hole in a.holes) or "–"
-        numbers = (a.points - a.own - a.written or "–", a.own or "–", a.written, a.points, a.hours)
+        numbers = (a.code or "–", a.own or "–", a.written, a.points, a.hours)
         lines.append("| " + " | ".join([f"[{name}]({name}.md)", a.title, holes, *map(str, numbers)]) + " |")
     total = [sum(getattr(a, key) for a in ASSIGNMENTS.values()) for key in ("points", "hours")]
     return "\n".join([*lines, f"| | | | | | | {total[0]} | {total[1]} |"])
@@ -135,17 +135,13 @@ def filled(text: str, makers: list[Callable[[], str]]) -> str:
 
 
 def main() -> None:
-    if not set(sys.argv[1:]) <= {"--run", "--bugs"}:
-        sys.exit(__doc__)
-    with tempfile.TemporaryDirectory() as folder:
-        for word, make_them, path in (
-            ("--run", run_all, RESULTS),
-            ("--bugs", run_bugs, HERE / "curves.json"),
-        ):
-            if word in sys.argv:
-                copy_project(tree := Path(folder) / word)
-                lines = [f"{json.dumps(name)}: {json.dumps(x)}" for name, x in make_them(tree).items()]
-                path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    if sys.argv[1:]:
+        tree = Path(sys.argv[1].removeprefix("--run="))
+        if not tree.exists():
+            copy_project(tree)
+        for path, found in ((RESULTS, run_all(tree)), (HERE / "curves.json", run_bugs(tree))):
+            lines = [f"{json.dumps(name)}: {json.dumps(x)}" for name, x in found.items()]
+            path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     for file, makers in blocks(json.loads(RESULTS.read_text(encoding="utf-8"))).items():
         path = HERE / file
         path.write_text(filled(path.read_text(encoding="utf-8"), makers), encoding="utf-8")

@@ -2,7 +2,7 @@
 
     python course/grade.py A3 ../score-A3                        also written to ../score-A3/grade-A3.json
     python course/grade.py A3 --class=FOLDER --secret=FILE       for teachers: all folders and zips in FOLDER
-    python course/grade.py race ../score --student=NAME          60 s of one core: a line for the leaderboard
+    python course/grade.py A3 ../score-A3 --gradescope=FILE      in the format of Gradescope's results.json
 
 Of a student's files only the functions to write are taken, with helpers that are new. Each is put into a
 fresh copy of this project, and the checks of checks.py run on it in a process of their own. After SECONDS
@@ -19,9 +19,7 @@ import multiprocessing
 import os
 import random
 import re
-import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -31,12 +29,12 @@ from pathlib import Path
 
 import checks
 import torch
-from assignments import ASSIGNMENTS
-from make import HERE, HUNTED, MOST, ROOT, copy_project, function, secret_of
+from assignments import ASSIGNMENTS, what
+from make import HERE, HUNTED, ROOT, copy_project, function, secret_of
 
+MOST = 100_000  # bytes of a submission, packed
 SECONDS = 60  # for the checks of one function
 FINISHED = 100  # exit code of a process that came to its end: who ends Python from within has another code
-MEMORY = 8 * 2**30  # bytes, where the system can limit them
 # Where processes can be forked safely, the checks start with torch in memory: that saves seconds each.
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 MAY_IMPORT = {"torch", "math", "itertools", "random", "pytest", "numpy", "rewards", "train", "eval"}
@@ -57,22 +55,23 @@ def grade(name: str, folder: Path, student: str = "", secret: str = "") -> dict:
     return {"assignment": name, "student": student, "points": points, "of": of, "checks": rows}
 
 
-def row(what: str, of: int, reason: str = "") -> dict:
-    return {"what": what, "points": 0 if reason else of, "of": of, "reason": reason}
+def row(title: str, of: int, reason: str = "") -> dict:
+    return {"what": title, "points": 0 if reason else of, "of": of, "reason": reason}
 
 
 def grade_hole(name: str, hole: str, folder: Path, tree: Path) -> list[dict]:
     """The checks of one function, on the student's version of it."""
     file, _, function_name = hole.partition(":")
-    found = [check for check in ASSIGNMENTS[name].checks if check.hole == hole]
+    found = ASSIGNMENTS[name].holes[hole]
     path, real = tree / file, (tree / file).read_text(encoding="utf-8")
     try:
         path.write_text(spliced(real, read(folder / file), function_name), encoding="utf-8")
-        reasons = in_child(tree, [check.run.__name__ for check in found])
+        reasons = in_child(tree, list(found))
         path.write_text(real, encoding="utf-8")
     except ValueError as error:
         reasons = [f"{file}: {error}"] * len(found)
-    return [row(check.what, check.points, reason) for check, reason in zip(found, reasons, strict=True)]
+    rows = zip(found.items(), reasons, strict=True)
+    return [row(what(hole, check), points, reason) for (check, points), reason in rows]
 
 
 def read(path: Path) -> str:
@@ -105,7 +104,7 @@ def spliced(real: str, students: str, name: str) -> str:
     except SyntaxError as error:
         raise ValueError(f"Python can't read it in line {error.lineno}: {error.msg}") from None
     except (RecursionError, MemoryError):
-        raise ValueError("Python can't read it: too deeply nested") from None
+        raise ValueError("it is too deeply nested") from None
 
 
 def names_of(node: ast.stmt) -> set[str]:
@@ -130,7 +129,7 @@ def in_child(tree: Path, jobs: list[str]) -> list[str]:
     process.start()
     process.join(SECONDS)
     lost = {None: f"it did not come to an end within {SECONDS} seconds", FINISHED: "it did not run"}
-    lost = lost.get(process.exitcode, "it ended Python itself, or took too much memory")
+    lost = lost.get(process.exitcode, "it ended Python itself")
     with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
         os.killpg(process.pid, signal.SIGKILL)  # and those that it has started
     process.kill()
@@ -143,10 +142,6 @@ def child(tree: Path, jobs: list[str], log: Path) -> None:
     """Does the jobs in a process of its own, cut off from the terminal, and writes each result at once."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that the children of a solution can be killed with it
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     null = open(os.devnull, "r+", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     for stream in range(3):
         os.dup2(null.fileno(), stream)
@@ -184,7 +179,7 @@ def forget_the_project() -> None:
             del sys.modules[name]
 
 
-# ---------------------------------------------------------------------------------- A5, A6 and the race
+# ---------------------------------------------------------------------------------- A5 and A6
 
 
 class FirstFailure:
@@ -303,31 +298,6 @@ def grade_mended(folder: Path, tree: Path) -> dict:
     return row("the bug is mended", ASSIGNMENTS["A6"].own, reason)
 
 
-def race(folder: Path, student: str, seed: int, seconds: int = 60) -> str:
-    """Trains for `seconds` of processor time with the student's train.py, rollout.py and race.txt, and
-    evaluates the last checkpoint with this project's own code on held-out problems.
-    """
-    import resource
-
-    with tempfile.TemporaryDirectory() as temporary:
-        tree = Path(temporary) / "tree"
-        copy_project(tree)
-        for file in ("train.py", "rollout.py"):
-            (tree / file).write_text(read(folder / file), encoding="utf-8")
-        fixed = f"--name=race --out=out --seed={seed} --report=false --save_every=5 --device=cpu --size=3"
-        words = ["train.py", *shlex.split(read(folder / "race.txt")), *fixed.split(), "--task=calculator"]
-        settings = dict(cwd=tree, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        before = sum(os.times()[2:4])
-        limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # noqa: E731
-        done = subprocess.run([sys.executable, *words], preexec_fn=limit, **settings)
-        spent, last = sum(os.times()[2:4]) - before, tree / "out" / "race" / "last.pt"
-        if not last.exists():
-            raise ValueError(f"no checkpoint after {spent:.0f} s: {done.stderr[-300:]}")
-        words = ["eval.py", str(last), "--n=2000", "--json"]
-        m = json.loads(subprocess.run([sys.executable, *words], **settings | {"cwd": ROOT}).stdout)
-    return f"| {student} | {100 * m['acc_t1']:.1f} | {100 * m['acc_t2']:.1f} | {spent:.0f} |"
-
-
 # ---------------------------------------------------------------------------------- what is shown
 
 
@@ -339,8 +309,13 @@ def grade_class(name: str, folder: Path, secret: str) -> list[dict]:
             try:
                 if path.is_file():
                     with zipfile.ZipFile(path) as pack:
-                        if sum(info.file_size for info in pack.infolist()) > 20 * MOST:
-                            raise ValueError("the zip is too large")
+                        if (
+                            path.stat().st_size > MOST
+                            or sum(i.file_size for i in pack.infolist()) > 20 * MOST
+                        ):
+                            raise ValueError(
+                                f"the zip has more than {MOST // 1000} kB: code and answers alone"
+                            )
                         pack.extractall(temporary)
                 result = grade(name, Path(temporary) if path.is_file() else path, path.stem, secret)
             except (ValueError, OSError, zipfile.BadZipFile) as error:
@@ -363,18 +338,10 @@ def grade_class(name: str, folder: Path, secret: str) -> list[dict]:
 
 def page(result: dict) -> str:
     """Markdown for a student, with room for the points of the written answers."""
-    lines = [
-        f"# {result['assignment']}, {result['student']}: {result['points']} of {result['of']} points",
-        "",
-    ]
-    lines += ["| points | of | what | reason |", "|---|---|---|---|"]
-    for check in result["checks"]:
-        cells = [str(check[key]).replace("|", "\\|") for key in ("points", "of", "what", "reason")]
-        lines.append(f"| {' | '.join(cells)} |")
     handout = (HERE / f"{result['assignment']}.md").read_text(encoding="utf-8")
-    for number, of in re.findall(r"^(\d)\. \((\d+) points\)", handout, re.MULTILINE):
-        lines.append(f"|  | {of} | question {number} |  |")
-    return "\n".join(lines) + "\n"
+    questions = re.findall(r"^(\d)\. \((\d+) points\)", handout, re.MULTILINE)
+    lines = [f"# {result['student']}", "", "```", text_of(result), "```", ""]
+    return "\n".join([*lines, *(f"- question {number}: __ of {of}" for number, of in questions), ""])
 
 
 def gradescope(result: dict) -> dict:
@@ -397,20 +364,17 @@ def text_of(result: dict) -> str:
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("assignment", choices=[*ASSIGNMENTS, "race"])
+    parser.add_argument("assignment", choices=ASSIGNMENTS)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("-"))
     parser.add_argument("--class", dest="class_", type=Path, metavar="FOLDER", help="of submissions")
-    parser.add_argument("--student", default="", help="whose hidden bugs (A5); the name on the leaderboard")
+    parser.add_argument("--student", default="", help="A5: whose hidden bugs")
     parser.add_argument("--secret", type=Path, help="the class's file, see make.py")
     parser.add_argument("--gradescope", type=Path, metavar="FILE", help="write results.json for Gradescope")
     parser.add_argument("--check", type=int, default=0, help="exit code 0 if this check has its points")
-    parser.add_argument("--seed", type=int, default=0, help="race: decides problems and random numbers")
     o = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        if o.assignment == "race":
-            return print(race(o.folder, o.student, o.seed))
         if o.class_:
             return print(len(grade_class(o.assignment, o.class_, secret_of(o.secret))), "submissions")
         result = grade(o.assignment, o.folder, o.student, secret_of(o.secret))

@@ -2,7 +2,6 @@
 
     python course/make.py A3 --to=../score-A3                     the project, the functions of A3 emptied
     python course/make.py A6 --student=NAME --to=../score-A6      the project with a bug, chosen by NAME
-    python course/make.py A3 --hand-in=../score-A3                packs what to hand in: A3.zip, small
     python course/make.py --class=FOLDER --secret=FILE --names=FILE     for teachers: see README.md
 
 Signatures and docstrings stay, and each body raises NotImplementedError. All else is real, so mistakes in
@@ -17,10 +16,9 @@ import re
 import secrets
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
-from assignments import ASSIGNMENTS
+from assignments import ASSIGNMENTS, what
 from runs import COLUMNS
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +26,6 @@ ROOT = HERE.parent
 NOT_COPIED = (".*", "course", "tests", "experiments", "out", "build", "*.egg-info", "uv.lock", "__pycache__")
 HIDDEN_FROM_STUDENTS = ("answers", "bugs.py", "bugs.json", "curves.json", "fill.py")
 HUNTED = ["train.py", "rollout.py", "rewards.py"]  # the files that may have a bug of A6
-MOST = 100_000  # bytes of what is handed in
 
 
 def function(source: str, name: str) -> ast.FunctionDef:
@@ -64,7 +61,7 @@ def make(name: str, to: Path) -> None:
     for hole in ASSIGNMENTS[name].holes:
         path = to / hole.partition(":")[0]
         path.write_text(cut(path.read_text(encoding="utf-8"), hole.partition(":")[2]), encoding="utf-8")
-    if ASSIGNMENTS[name].checks:
+    if ASSIGNMENTS[name].holes:
         (to / ".github" / "workflows").mkdir(parents=True)
         (to / ".github" / "workflows" / "classroom.yml").write_text(workflow(name), encoding="utf-8")
 
@@ -72,38 +69,14 @@ def make(name: str, to: Path) -> None:
 def workflow(name: str) -> str:
     """Autograding in GitHub Classroom: classroom.yml with a step for each check that gives points."""
     head, step, tail = (HERE / "classroom.yml").read_text(encoding="utf-8").split("# ---\n")
-    numbered = [(str(n), c) for n, c in enumerate(ASSIGNMENTS[name].checks, 1) if c.points]
-    values = [{"NUMBER": n, "NAME": name, "WHAT": c.what, "POINTS": str(c.points)} for n, c in numbered]
+    found = [(what(hole, c), n) for hole, row in ASSIGNMENTS[name].holes.items() for c, n in row.items()]
+    numbered = [(str(n), *pair) for n, pair in enumerate(found, 1)]
+    values = [{"NUMBER": n, "NAME": name, "WHAT": text, "POINTS": str(of)} for n, text, of in numbered]
     steps = [re.sub("|".join(row), lambda found, row=row: row[found[0]], step) for row in values]
-    results = "".join(
-        f'          CHECK{n}_RESULTS: "${{{{ steps.check{n}.outputs.result }}}}"\n' for n, _ in numbered
-    )
-    tail = tail.replace("RESULTS\n", results).replace("RUNNERS", ",".join(f"check{n}" for n, _ in numbered))
+    result = 'CHECK{0}_RESULTS: "${{{{ steps.check{0}.outputs.result }}}}"\n'
+    results = "".join(" " * 10 + result.format(n) for n, *_ in numbered)
+    tail = tail.replace("RESULTS\n", results).replace("RUNNERS", ",".join(f"check{n}" for n, *_ in numbered))
     return head + "".join(steps) + tail
-
-
-def files_of(name: str) -> list[str]:
-    """What a student hands in."""
-    code = HUNTED if name == "A6" else sorted({hole.partition(":")[0] for hole in ASSIGNMENTS[name].holes})
-    return [
-        *code,
-        *(["bug.md"] if name == "A6" else ["answers.md"]),
-        *(["my_tests.py"] if name == "A5" else []),
-    ]
-
-
-def hand_in(name: str, folder: Path) -> Path:
-    """Packs the files of an assignment. Pictures named *.png are taken along where they fit."""
-    path, size = folder / f"{name}.zip", 0
-    if missing := [file for file in files_of(name) if not (folder / file).is_file()]:
-        raise ValueError(f"{folder} has no {missing[0]}")
-    pictures = sorted(file.name for file in folder.glob("*.png") if file.name != "curves.png")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as pack:
-        for file in [*files_of(name), *pictures]:
-            pack.write(folder / file, file)
-    if (size := path.stat().st_size) > MOST:
-        raise ValueError(f"{path} has {size // 1000} kB, more than {MOST // 1000}: make the pictures smaller")
-    return path
 
 
 def make_hunt(student: str, secret: str, to: Path) -> None:
@@ -117,10 +90,7 @@ def make_hunt(student: str, secret: str, to: Path) -> None:
     make("A6", to)
     plant(name, to)
     (to / "curves.json").write_text(json.dumps(shown) + "\n", encoding="utf-8")
-    try:
-        draw(shown, to / "curves.png")
-    except ImportError:
-        print("no picture: pip install matplotlib brings it; curves.json has the numbers")
+    draw(shown, to / "curves.png")
 
 
 def draw(curves: dict[str, list[dict]], path: Path) -> None:
@@ -160,16 +130,15 @@ def make_class(folder: Path, secret_file: Path, names: list[str]) -> None:
         secret_file.write_text(secrets.token_hex(16) + "\n", encoding="utf-8")
     secret, teacher = secret_file.read_text(encoding="utf-8").strip(), folder / "teacher"
     left_out = set(NOT_COPIED) - {"course", "experiments"}
-    shutil.copytree(
-        ROOT, folder / "students", ignore=shutil.ignore_patterns(*left_out, *HIDDEN_FROM_STUDENTS)
-    )
+    ignore = shutil.ignore_patterns(*left_out, *HIDDEN_FROM_STUDENTS)
+    shutil.copytree(ROOT, folder / "students", ignore=ignore)
     teacher.mkdir()
     with open(teacher / "bugs.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         for number, student in enumerate(names):
             hidden = hidden_bugs(student, secret)
             if not number:
-                table.writerow(["student", "A6", *(f"A5 {where}" for where in hidden)])
+                table.writerow(["student", "A6", *hidden])
             table.writerow([student, silent_bug(student, secret), *hidden.values()])
             make_hunt(student, secret, teacher / "A6" / student)
 
@@ -185,10 +154,7 @@ def main() -> None:
     parser.add_argument("assignment", choices=ASSIGNMENTS, nargs="?")
     parser.add_argument("--to", type=Path, help="the folder to make")
     parser.add_argument("--student", default="", help="A6: whose bug it is")
-    parser.add_argument("--hand-in", type=Path, metavar="FOLDER", help="pack the files of this folder")
-    parser.add_argument(
-        "--class", dest="class_", type=Path, metavar="FOLDER", help="the folder of a class to make"
-    )
+    parser.add_argument("--class", dest="class_", type=Path, metavar="FOLDER", help="for a class: see above")
     parser.add_argument("--secret", type=Path, help="a file; --class makes it if it is not there")
     parser.add_argument("--names", type=Path, help="a file with a student's name in each line")
     o = parser.parse_args()
@@ -197,8 +163,6 @@ def main() -> None:
             lines = o.names.read_text(encoding="utf-8").splitlines() if o.names else []
             make_class(o.class_, o.secret, [line.strip() for line in lines if line.strip()])
             print(f"{o.class_ / 'students'} is for students; {o.class_ / 'teacher'} and {o.secret} are yours")
-        elif o.assignment and o.hand_in:
-            print(f"hand in {hand_in(o.assignment, o.hand_in)}")
         elif o.assignment and o.to:
             if o.assignment == "A6":
                 make_hunt(o.student, secret_of(o.secret), o.to)

@@ -1,8 +1,6 @@
 """Runs the cells of walkthrough.ipynb without Jupyter and keeps what they print and draw.
 
-    python course/run_notebook.py
-
-With Jupyter, `jupyter nbconvert --execute --inplace course/walkthrough.ipynb` does the same.
+python course/run_notebook.py        (`jupyter nbconvert --execute --inplace` does the same)
 """
 
 import base64
@@ -24,29 +22,20 @@ def run(notebook: dict) -> dict:
     """The notebook with the outputs of its code cells, which are run in order in one namespace."""
     names, folder = {}, Path.cwd()
     os.chdir(NOTEBOOK.parent)
-    try:
-        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-        for number, cell in enumerate(cells, 1):
-            cell["execution_count"], cell["outputs"] = number, outputs_of("".join(cell["source"]), names)
-    finally:
-        os.chdir(folder)
+    for number, cell in enumerate((c for c in notebook["cells"] if c["cell_type"] == "code"), 1):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("".join(cell["source"]), "walkthrough.ipynb", "exec"), names)
+        text = printed.getvalue().splitlines(keepends=True)
+        outputs = [{"output_type": "stream", "name": "stdout", "text": text}] if text else []
+        for figure in map(pyplot.figure, pyplot.get_fignums()):
+            figure.savefig(picture := io.BytesIO(), format="png", dpi=150)
+            data = {"image/png": base64.b64encode(picture.getvalue()).decode()}
+            outputs.append({"output_type": "display_data", "data": data, "metadata": {}})
+        pyplot.close("all")
+        cell["execution_count"], cell["outputs"] = number, outputs
+    os.chdir(folder)
     return notebook
-
-
-def outputs_of(code: str, names: dict) -> list[dict]:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "walkthrough.ipynb", "exec"), names)
-    outputs = []
-    if text := printed.getvalue():
-        outputs.append({"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)})
-    for figure in map(pyplot.figure, pyplot.get_fignums()):
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=72)
-        data = {"image/png": base64.b64encode(picture.getvalue()).decode()}
-        outputs.append({"output_type": "display_data", "data": data, "metadata": {}})
-    pyplot.close("all")
-    return outputs
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import torch
 
 from engine.build import held_out_of, make_environment
 from engine.checkpoints import open_run
-from engine.page import chosen, filled
 from engine.presets import PRESETS
 from engine.settings import STEPS
 from eval import answer, report
+from page import chosen, filled
 from train import Config, load_model, policy_loss, rollout_batch, stages, token_scores, train
 
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>__DATA__\u2028&lt;"

@@ -87,7 +87,7 @@ def test_relative_paths_hold_in_any_working_folder(tmp_path, monkeypatch):
 def test_overwriting_deletes_the_runs_files_and_no_others(tmp_path):
     folder = tmp_path / "default"
     folder.mkdir()
-    for name in ("stage2.pt", "stage1-50.pt", "metrics.jsonl", "report.md", "training.png", "notes.txt"):
+    for name in ("stage2.pt", "stage1-50.pt", "metrics.jsonl", "report.md", "report.html", "notes.txt"):
         (folder / name).write_text("old")
     with open_run(Config(out=str(tmp_path), overwrite=True), "", stages) as (c, _):
         assert (folder / "stage2.pt").exists()  # nothing is deleted before the run's parts are made

@@ -42,7 +42,7 @@ def test_smoke_preset_and_report(tmp_path):
     assert done.stdout.count("(wrong)") > 3  # transcripts
     folder = tmp_path / "smoke"
     names = (
-        "config.json metrics.jsonl base.pt stage1.pt stage2.pt last.pt results.json report.md training.png"
+        "config.json metrics.jsonl base.pt stage1.pt stage2.pt last.pt results.json report.md report.html"
     )
     assert {path.name for path in folder.iterdir()} == set(names.split())
     assert json.loads((folder / "config.json").read_text())["n_layer"] == 1
@@ -56,7 +56,7 @@ def test_smoke_preset_and_report(tmp_path):
         assert {"own", "wrong", "near", "other", "right", "n"} <= result["swap"]["wrong_first"].keys()
     assert results["base"]["drift_kl"] == pytest.approx(0, abs=1e-5) and results["stage2"]["drift_kl"] > 1e-4
     report = (folder / "report.md").read_text()
-    assert "| stage2 | greedy |" in report and "](training.png)" in report
+    assert "| stage2 | greedy |" in report and "](report.html)" in report
 
     checkpoint = folder / "stage2.pt"
     shown = script("eval.py", checkpoint, "--show=3", "--turns=3", "--n=20").stdout
@@ -173,7 +173,7 @@ def test_a_run_ends_with_its_report_on_its_device(resume, tmp_path, monkeypatch,
     for words in (new, [f"--resume={tmp_path}/default"])[: 1 + resume]:
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
         assert train.main() == 3
-    assert made == [("eval.py", tmp_path / "default", "--device=cpu")] * (1 + resume)
+    assert made == [("eval.py", tmp_path / "default", "--device=cpu", "--html=true")] * (1 + resume)
 
 
 def test_the_device_is_a_gpu_if_there_is_one(monkeypatch):

@@ -1,7 +1,7 @@
 """report.html: what a run has learned, as one page for a browser.
 
 The numbers are collected here, and page.html shows them. What is the paper's comes as functions in `parts`,
-see SHOWN in eval.py: engine/ imports none of them.
+see SHOWN in eval.py: like engine/, this folder imports none of it.
 """
 
 import dataclasses
