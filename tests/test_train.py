@@ -41,9 +41,7 @@ def test_smoke_preset_and_report(tmp_path):
     assert "steps/s  ETA" in done.stdout and "KL" in done.stdout
     assert done.stdout.count("(wrong)") > 3  # transcripts
     folder = tmp_path / "smoke"
-    names = (
-        "config.json metrics.jsonl base.pt stage1.pt stage2.pt last.pt results.json report.md report.html"
-    )
+    names = "config.json metrics.jsonl base.pt stage1.pt stage2.pt last.pt results.json report.md report.html"
     assert {path.name for path in folder.iterdir()} == set(names.split())
     assert json.loads((folder / "config.json").read_text())["n_layer"] == 1
     assert len(metrics(folder)) == 80
