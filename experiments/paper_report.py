@@ -240,14 +240,14 @@ def finish(figure, axes, path: Path) -> str:
 def draw_story(r: Results, path: Path) -> str:
     """Learning curves of plain RL and SCoRe on their training problems, and where both end on new ones."""
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9), sharey=True)
-    titles = {"plain": "plain RL: the second attempt copies", "score": "SCoRe: Stage I, then Stage II"}
+    titles = {"plain": "plain RL on both attempts", "score": "SCoRe: Stage I, then Stage II"}
     for axis, (m, title) in zip(axes, titles.items(), strict=False):
         first, second = (r.values(m, "curve", k) for k in ("acc_t1", "acc_t2"))
         xs = [5 * i + 3 for i in range(len(first[0]))]
         band(axis, xs, first, FIRST, "attempt 1", "--")
         band(axis, xs, second, COLORS[m], "attempt 2")
         axis.set(title=title, xlabel="updates", ylim=(0, 100))
-        axis.legend(frameon=False, loc="lower right")
+        axis.legend(frameon=False, loc="lower left")
     axes[0].set_ylabel("right, sampled, training problems (%)")
     axes[1].axvline(Config.stage1_steps, color="#555555", linestyle=":", linewidth=1)
     axes[1].text(Config.stage1_steps, 3, " Stage II", fontsize=9, color="#555555")
@@ -366,7 +366,7 @@ Made by `python experiments/paper.py`. The task is data/calculator.py. Each meth
 {Config.stage1_steps} + {Config.stage2_steps} updates of {batch} dialogues on {Config.train_n} training
 problems and is tested on {n} new problems a seed; {seeds} seeds. Percent, mean ± 95 % interval over seeds
 (Student's t), greedy unless a row says otherwise. Within a seed all methods start from one base. Rivals have
-their own best KL weight and learning rate, chosen on other seeds ([tuning.md](tuning.md)). `paper.json` has
+their own best KL weight and learning rate, chosen on other seeds ([how](../README.md)). `paper.json` has
 every run with its commit.
 
 A seed **corrects** if turn 2 makes at least half of the wrong first attempts right (fix rate ≥ 50 %).
