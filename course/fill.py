@@ -8,14 +8,14 @@ python course/fill.py --run=FOLDER      trains all runs and all bugs of A6 first
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from assignments import ASSIGNMENTS
 from bugs import SILENT, plant
-from make import HERE, HUNTED, copy_project
+from make import HERE, HUNTED, ROOT, copy_project
 from runs import curve
 
 RUNS = json.loads((HERE / "runs.json").read_text(encoding="utf-8"))  # name -> title, words
@@ -40,33 +40,30 @@ def run(tree: Path, *words: str) -> str:
 
 
 def run_all(tree: Path) -> dict:
-    """Each run's curve, its seconds of processor time, and its last checkpoint's Acc@t1 and Acc@t2 on 1,000
-    new problems, by name.
-    """
+    """Each run's curve, seconds of processor time, and Acc@t1 and Acc@t2 on 1,000 new problems."""
     results, base = {}, str(tree / "out/base/base.pt")
     for name in RUNS:
         folder, before = tree / "out" / name, sum(os.times()[2:4])  # of children, user and system
         if not (folder / "seconds").exists():
             run(tree, *command(name).split()[1:])
             (folder / "seconds").write_text(f"{sum(os.times()[2:4]) - before:.0f}")
-        path = str(next(p for s in ("stage2", "stage1", "base") if (p := folder / f"{s}.pt").exists()))
+        paths = [folder / f"{stage}.pt" for stage in ("stage2", "stage1", "base")]
+        path = next(str(path) for path in paths if path.exists())
         m = json.loads(run(tree, "eval.py", path, "--n=1000", "--json"))
         greedy = [round(100 * m[key], 1) for key in ("acc_t1", "acc_t2")]
         found = {"seconds": int((folder / "seconds").read_text()), "greedy": greedy, "curve": curve(folder)}
         if name in ODDS:  # by the program that stands in the handout
-            code = (HERE / "A4.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-            found["odds"] = json.loads(run(tree, "-c", code, str(ODDS[name]), base, path).replace("'", '"'))
+            code = (HERE / "A4.md").read_text(encoding="utf-8").split("```python\n")[1]
+            found["odds"] = json.loads(run(tree, "-c", code.split("```")[0], str(ODDS[name]), base, path))
         results[name] = found
-        print(name, found["seconds"], greedy, flush=True)
     return results
 
 
 def run_bugs(tree: Path) -> dict:
-    """The curves of three healthy runs with seeds and bases of their own and of each bug, over ten updates."""
+    """The curves of three healthy runs with seeds and bases of their own and of each bug, in means of ten."""
     curves, seeds = {}, {"healthy 3": 2, "healthy 2": 1, "healthy 1": 0}
     for name in [*seeds, *SILENT]:
         more = f"--seed={seeds.get(name, 0)}", "--overwrite", f"--name={name}"
-        kept = {file: (tree / file).read_text(encoding="utf-8") for file in HUNTED}
         if not (tree / "out" / name / "stage2.pt").exists():
             if name in seeds:
                 run(tree, *command("easy").split()[1:], *more[:2])
@@ -74,8 +71,8 @@ def run_bugs(tree: Path) -> dict:
                 plant(name, tree)
             run(tree, *command("hunted").split()[1:], *more)
         curves[name] = curve(tree / "out" / name, width=10)
-        for file, text in kept.items():
-            (tree / file).write_text(text, encoding="utf-8")
+        for file in HUNTED:
+            shutil.copy(ROOT / file, tree)
     return curves
 
 
@@ -108,22 +105,11 @@ def time_table(results: dict) -> str:
     return "\n".join([*lines, f"| all | | {sum(results[name]['seconds'] for name in RUNS)} |"])
 
 
-def points_table() -> str:
-    lines = ["| | title | functions to write | code | own tests, mended bug | answers | points | hours |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for name, a in ASSIGNMENTS.items():
-        holes = ", ".join(f"`{hole.partition(':')[2]}`" for hole in a.holes) or "–"
-        numbers = (a.code or "–", a.own or "–", a.written, a.points, a.hours)
-        lines.append("| " + " | ".join([f"[{name}]({name}.md)", a.title, holes, *map(str, numbers)]) + " |")
-    total = [sum(getattr(a, key) for a in ASSIGNMENTS.values()) for key in ("points", "hours")]
-    return "\n".join([*lines, f"| | | | | | | {total[0]} | {total[1]} |"])
-
-
 def blocks(results: dict) -> dict[str, list[Callable[[], str]]]:
     """What fills the blocks of each file, in their order."""
     made = {f"{name}.md": [lambda names=names: run_table(results, names)] for name, names in SHOWN.items()}
     made["A4.md"].append(lambda: odds_table(results))
-    return made | {"README.md": [points_table, lambda: time_table(results)]}
+    return made | {"README.md": [lambda: time_table(results)]}
 
 
 def filled(text: str, makers: list[Callable[[], str]]) -> str:

@@ -247,8 +247,7 @@ def behaves(tests: str) -> None:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
         if bad := [name for name in names if name.partition(".")[0] not in MAY_IMPORT]:
-            needed = ", ".join(sorted(MAY_IMPORT))
-            raise ValueError(f"it imports {bad[0]}: tests call the functions and need {needed}")
+            raise ValueError(f"it imports {bad[0]}: tests need {', '.join(sorted(MAY_IMPORT))} alone")
         word = getattr(node, "id", getattr(node, "attr", ""))
         if word in MAY_NOT_USE or word.startswith("__"):
             raise ValueError(f"it uses {word}: tests call the functions, and do not look at their code")
@@ -275,7 +274,7 @@ def training() -> None:
     data.verdicts = coins  # before train.py imports it
     import train
 
-    tiny = "--n_layer=1 --dim=16 --base_steps=40 --base_batch=16 --base_lr=0.01 --stage1_steps=3 --batch=16"
+    tiny = "--n_layer=1 --dim=16 --base_steps=15 --base_batch=16 --base_lr=0.02 --stage1_steps=3 --batch=16"
     more = "--stage2_steps=3 --alpha=3 --lr=0.02 --stage2_lr=0.02 --train_n=20 --device=cpu --report=false"
     sys.argv = ["train.py", *tiny.split(), *more.split(), "--overwrite"]
     train.main()
@@ -301,38 +300,35 @@ def grade_mended(folder: Path, tree: Path) -> dict:
 # ---------------------------------------------------------------------------------- what is shown
 
 
+def unpacked(path: Path, to: str) -> Path:
+    """The folder of a submission, which is a folder or a small zip."""
+    if path.is_dir():
+        return path
+    with zipfile.ZipFile(path) as pack:
+        if max(path.stat().st_size, sum(info.file_size for info in pack.infolist()) / 20) > MOST:
+            raise ValueError(f"the zip has more than {MOST // 1000} kB: code and answers alone")
+        pack.extractall(to)
+    return Path(to)
+
+
 def grade_class(name: str, folder: Path, secret: str) -> list[dict]:
     """Grades each folder and zip in a folder. Its name is the student's. Writes a CSV and a page for each."""
     results = []
     for path in sorted(p for p in folder.iterdir() if p.is_dir() or p.suffix == ".zip"):
         with tempfile.TemporaryDirectory() as temporary:
             try:
-                if path.is_file():
-                    with zipfile.ZipFile(path) as pack:
-                        if (
-                            path.stat().st_size > MOST
-                            or sum(i.file_size for i in pack.infolist()) > 20 * MOST
-                        ):
-                            raise ValueError(
-                                f"the zip has more than {MOST // 1000} kB: code and answers alone"
-                            )
-                        pack.extractall(temporary)
-                result = grade(name, Path(temporary) if path.is_file() else path, path.stem, secret)
+                result = grade(name, unpacked(path, temporary), path.stem, secret)
             except (ValueError, OSError, zipfile.BadZipFile) as error:
-                checks_ = [row("the submission can be read", 0, str(error))]
-                result = {"assignment": name, "student": path.stem, "points": 0, "of": 0, "checks": checks_}
+                lost = [row("the submission can be read", 0, str(error))]
+                result = {"assignment": name, "student": path.stem, "points": 0, "of": 0, "checks": lost}
         results.append(result)
         (folder / f"{path.stem}-{name}.md").write_text(page(result), encoding="utf-8")
         print(f"{path.stem}: {result['points']} of {result['of']}", flush=True)
-    whats = list(dict.fromkeys(check["what"] for result in results for check in result["checks"]))
     with open(folder / f"grades-{name}.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["student", "points", "of", "answers", *whats])
-        for r in results:
-            points = {check["what"]: check["points"] for check in r["checks"]}
-            table.writerow(
-                [r["student"], r["points"], r["of"], "", *(points.get(what, "") for what in whats)]
-            )
+        titles = list(dict.fromkeys(check["what"] for result in results for check in result["checks"]))
+        table = csv.DictWriter(file, ["student", "points", "of", "answers", *titles], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(r | {check["what"]: check["points"] for check in r["checks"]} for r in results)
     return results
 
 
@@ -342,13 +338,6 @@ def page(result: dict) -> str:
     questions = re.findall(r"^(\d)\. \((\d+) points\)", handout, re.MULTILINE)
     lines = [f"# {result['student']}", "", "```", text_of(result), "```", ""]
     return "\n".join([*lines, *(f"- question {number}: __ of {of}" for number, of in questions), ""])
-
-
-def gradescope(result: dict) -> dict:
-    """The result in the format of Gradescope's results.json."""
-    keys = {"name": "what", "score": "points", "max_score": "of", "output": "reason"}
-    tests = [{new: check[old] for new, old in keys.items()} for check in result["checks"]]
-    return {"score": result["points"], "tests": tests, "output": text_of(result)}
 
 
 def text_of(result: dict) -> str:
@@ -379,7 +368,10 @@ def main() -> None:
             return print(len(grade_class(o.assignment, o.class_, secret_of(o.secret))), "submissions")
         result = grade(o.assignment, o.folder, o.student, secret_of(o.secret))
         path = o.gradescope or o.folder / f"grade-{o.assignment}.json"
-        found = gradescope(result) if o.gradescope else result
+        if o.gradescope:  # its results.json
+            keys = {"name": "what", "score": "points", "max_score": "of", "output": "reason"}
+            tests = [{new: check[old] for new, old in keys.items()} for check in result["checks"]]
+        found = {"score": result["points"], "tests": tests} if o.gradescope else result
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -112,10 +112,7 @@ def draw(curves: dict[str, list[dict]], path: Path) -> None:
         if title == "gradient":
             axis.set_yscale("symlog")
         axis.set_ylim(*((0, 102) if unit == "percent" else (0, None)))
-    axes[0, 0].plot([], [], color="tab:red", lw=2, label="with a bug")
-    axes[0, 0].plot([], [], color="0.6", lw=1, label="healthy")
-    axes[0, 0].legend(fontsize=9, frameon=False)
-    figure.supxlabel("update, means of ten (Stage II begins at the dotted line)", fontsize=10)
+    figure.supxlabel("update; red: with a bug, grey: healthy, dotted: Stage II begins", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -1,8 +1,6 @@
 """The learning curves of runs.
 
-    python course/runs.py out/score out/plain03        means over 30 updates of these runs
-
-In the students' folders this file is curves.py.
+python curves.py out/score out/plain03        means over 30 updates of these runs
 """
 
 import json
@@ -15,9 +13,7 @@ COLUMNS |= {"grad_norm": "gradient"}
 
 
 def curve(folder: Path, width: int = 30) -> list[dict]:
-    """The learning curve of a run's RL stages: a point is the mean of `width` updates. Accuracies and the
-    share of changed attempts are in percent, KLs in nats.
-    """
+    """The learning curve of a run's RL stages: means of `width` updates, in percent and nats."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for line in lines if (row := json.loads(line))["stage"] != "base"]
     points = []
@@ -32,8 +28,6 @@ def curve(folder: Path, width: int = 30) -> list[dict]:
 
 
 def main() -> None:
-    if len(sys.argv) == 1:
-        sys.exit(__doc__)
     for folder in map(Path, sys.argv[1:]):
         if not (folder / "metrics.jsonl").is_file():
             sys.exit(f"error: {folder} holds no run of train.py: give its folder, such as out/score")

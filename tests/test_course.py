@@ -69,7 +69,7 @@ def test_a_hole_is_red_when_cut_and_has_all_points_when_right(name, hole, tmp_pa
     rows = grade.grade_hole(name, hole, tmp_path, tree)
     assert rows and all(row["points"] == 0 and "not written yet" in row["reason"] for row in rows)
     rows = grade.grade_hole(name, hole, ROOT, tree)
-    assert rows and points(rows) == sum(row["of"] for row in rows) and not any(row["reason"] for row in rows)
+    assert points(rows) == sum(row["of"] for row in rows) and not any(row["reason"] for row in rows)
     assert (tree / file).read_text(encoding="utf-8") == text_of(file)
 
 
@@ -99,7 +99,6 @@ HOSTILE = {
     "not written yet": f"{RETURNS}    raise NotImplementedError",
     "not come to an end": f"{RETURNS}    while True: pass",
     "ended Python itself": f"{RETURNS}    import os; os._exit(0)",
-    "SystemExit": f"{RETURNS}    raise SystemExit",
     "has changed its argument": f"{RETURNS}    rewards[:, 0] += gamma * rewards[:, 1]\n    return rewards",
     "gave NoneType, not numbers": f"{RETURNS}    return None",
     "has the shape [2], and [2, 3] is right": f"{RETURNS}    return rewards[:, 0]",
@@ -140,7 +139,6 @@ LOOK = "import train\ndef test_text():\n    "
 OTHER_TESTS = {
     "def test_nothing():\n    pass": "all of your tests pass",
     "def test_always():\n    assert False": "on the right code",
-    "import hashlib": "imports hashlib",
     "from inspect import getsource": "imports inspect",
     f"{LOOK}assert open('train.py')": "uses open",
     f"{LOOK}assert train.advantages.__code__": "uses __code__",
@@ -176,7 +174,6 @@ def test_students_have_bugs_of_their_own_that_follow_from_the_secret():
     assert chosen == set(bugs.SILENT) and len(chosen) >= 8
     assert len({bugs.silent_bug(name, "s") for name in ("Zoë Jansen", "zoe jansen", " ZOE_JANSEN")}) == 1
     assert len({bugs.silent_bug("Noor", f"secret {i}") for i in range(50)}) > 4
-    assert bugs.hidden_bugs("Noor", "a").keys() == bugs.HIDDEN.keys()
     with pytest.raises(ValueError, match="--student"):
         bugs.silent_bug(" ", "secret")
 
@@ -277,10 +274,11 @@ def test_figures_in_the_handouts_are_those_of_the_results():
 
 
 def test_every_handout_names_its_points_and_functions():
-    answers = text_of("course/answers/README.md")
+    answers, readme = text_of("course/answers/README.md"), text_of("course/README.md")
     for name, a in ASSIGNMENTS.items():
         text = text_of(f"course/{name}.md")
         assert text.startswith(f"# {name}: {a.title} ({a.points} points)\n")
+        assert re.search(rf"\[{name}\].* \| {a.written} \| {a.points} \| {a.hours} \|\n", readme)
         assert all(f"`{hole.partition(':')[2]}`" in text for hole in a.holes)
         given = [int(n) for n in re.findall(r"^\d\. \((\d+) points\)", text, re.MULTILINE)]
         assert sum(given) == a.written
