@@ -1,8 +1,7 @@
 """Puts the measured figures into the handouts, between the comments `figures` and `end` of each page.
 
 python course/fill.py                   from course/results.json
-python course/fill.py --run=FOLDER      trains all runs and all bugs of A6 first: half an hour of a core;
-                                        what FOLDER has already is not trained again
+python course/fill.py --run=FOLDER      trains all runs and bugs first, but not those that FOLDER has
 """
 
 import json
@@ -94,7 +93,11 @@ def odds_table(results: dict) -> str:
     lines = ["| run | problems | the base | predicted | measured |", "|---|---|---|---|---|"]
     for name in ODDS:
         for kind, values in results[name]["odds"].items():
-            cells = [f"{RUNS[name][0]}, β {ODDS[name]}", kind, *(f"{x:.0f} %" for x in values)]
+            cells = [
+                RUNS[name][0].partition(",")[0] + f", β {ODDS[name]}",
+                kind,
+                *(f"{x:.0f} %" for x in values),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
