@@ -1,7 +1,9 @@
-"""Puts the measured figures into the handouts, between the comments `figures` and `end` of each page.
+"""Puts the measured figures into the handouts.
 
-python course/fill.py                   from course/results.json
-python course/fill.py --run=FOLDER      trains all runs and bugs first, but not those that FOLDER has
+    python course/fill.py                   from course/results.json
+    python course/fill.py --run=FOLDER      trains all runs and bugs first, but not those that FOLDER has
+
+They go between the comments `figures` and `end` of each page.
 """
 
 import json
@@ -46,8 +48,7 @@ def run_all(tree: Path) -> dict:
         if not (folder / "seconds").exists():
             run(tree, *command(name).split()[1:])
             (folder / "seconds").write_text(f"{sum(os.times()[2:4]) - before:.0f}")
-        paths = [folder / f"{stage}.pt" for stage in ("stage2", "stage1", "base")]
-        path = next(str(path) for path in paths if path.exists())
+        path = str(sorted(folder.glob("*[e12].pt"))[-1])  # of base.pt, stage1.pt and stage2.pt
         m = json.loads(run(tree, "eval.py", path, "--n=1000", "--json"))
         greedy = [round(100 * m[key], 1) for key in ("acc_t1", "acc_t2")]
         found = {"seconds": int((folder / "seconds").read_text()), "greedy": greedy, "curve": curve(folder)}
@@ -59,7 +60,7 @@ def run_all(tree: Path) -> dict:
 
 
 def run_bugs(tree: Path) -> dict:
-    """The curves of three healthy runs with seeds and bases of their own and of each bug, over ten updates."""
+    """The curves of three healthy runs with seeds and bases of their own and of each bug, by tens."""
     curves, seeds = {}, {"healthy 3": 2, "healthy 2": 1, "healthy 1": 0}
     for name in [*seeds, *SILENT]:
         more = f"--seed={seeds.get(name, 0)}", "--overwrite", f"--name={name}"
