@@ -67,9 +67,6 @@ def case(name: str, args: tuple, want, idea: str) -> None:
     expect(call, got, want, idea)
 
 
-# ---------------------------------------------------------------------------------- A1
-
-
 def tokens_of(logits, temperature, uniform) -> torch.Tensor:
     tokens, call = called("rollout.sample_token", logits, temperature, uniform)
     fine = torch.is_tensor(tokens) and tokens.shape == uniform.shape and not tokens.is_floating_point()
@@ -124,9 +121,6 @@ def masks_are_half_open():
     dtype = getattr(called("rollout.turn_masks", *args)[0], "dtype", None)
     bool_ = dtype == torch.bool or str(dtype) == "bool"
     require(bool_, f"turn_masks gave {dtype}: bool is right, as integers pick rows, not masked places.")
-
-
-# ---------------------------------------------------------------------------------- A2
 
 
 def rewards_of_each_stage():
@@ -343,9 +337,6 @@ def credit_has_the_whole_advantage():
     args = torch.tensor([[3.0, -7.0], [20.0, 1.0]]), torch.zeros(2, 5), masks, (0.5, 0.25)
     idea = "Each token of a turn has its advantage, not divided by the length, nor at one end alone."
     case("train.token_credit", args, [[0, 3, 3, 0, -7], [0, 20, 1, 1, 0]], idea)
-
-
-# ---------------------------------------------------------------------------------- A5
 
 
 def metrics(idea: str, rows: torch.Tensor, want: dict, *changed) -> None:

@@ -351,8 +351,9 @@ def text_of(result: dict) -> str:
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("assignment", choices=ASSIGNMENTS)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("-"))
     parser.add_argument("--class", dest="class_", type=Path, metavar="FOLDER", help="of submissions")

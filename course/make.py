@@ -146,8 +146,9 @@ def secret_of(path: Path | None) -> str:
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("assignment", choices=ASSIGNMENTS, nargs="?")
     parser.add_argument("--to", type=Path, help="the folder to make")
     parser.add_argument("--student", default="", help="A6: whose bug it is")

@@ -199,7 +199,7 @@ def with_absolute_paths(c: Settings) -> Settings:
 
 def files_of_run(folder: Path) -> list[Path]:
     """What a run and its report have written into the folder, also what a kill has left half written."""
-    names = r"(config|results|report|metrics|training)\.(jsonl?|md|png|tmp)"
+    names = r"(config|results|report|metrics)\.(jsonl?|md|html|tmp)"
     checkpoints = r"(last|base|imitate|stage1[b-e]?|stage2)(-\d+)?\.(pt|tmp)"
     return [path for path in folder.glob("*.*") if re.fullmatch(f"{names}|{checkpoints}", path.name)]
 
