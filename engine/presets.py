@@ -15,7 +15,7 @@ PAPER_CODE = PAPER | dict(
 )  # fmt: skip
 PLAIN_RL = dict(stage1_steps=0, stage2_steps=300, stage2_lr=0.001, stage2_beta=0.2, alpha=0.0)
 DIVISION = dict(
-    train_n=0, dim=128, base_steps=1000, copy=0.3, right=0.5, slip=0.0, stage1_steps=300, stage2_steps=150,
+    train_n=0, dim=128, base_steps=2000, copy=0.3, right=0.5, slip=0.0, stage1_steps=300, stage2_steps=150,
     batch=256, max_new=24, beta1=0.01,
 )  # fmt: skip
 
