@@ -21,27 +21,12 @@ import torch
 
 from data import Environment, Problem, load_task
 from data.demonstrations import swapped_attempts
-from engine.build import (
-    held_out_of,
-    make_environment,
-    overridden,
-    pick_device,
-    problems_of,
-    training_problems_of,
-)
+from engine import build
+from engine import report as tables
 from engine.chat import chat
 from engine.cli import run_script
 from engine.hf import export, is_pretrained
 from engine.options import parse_options, require
-from engine.report import (
-    metrics_text,
-    read_log,
-    save_transcripts,
-    table,
-    transcript,
-    without_nan,
-    write_report,
-)
 from engine.settings import EvalOptions
 from model import GPT
 from page import beside_of, write_page
@@ -81,9 +66,8 @@ def answer(model: GPT, c: Config, env: Environment, prompts, turns, temperature,
 
     With `feedback` the model is asked to judge each attempt before the next one: 2 * turns - 1 turns in all.
     """
-    requests = [env.feedback_request] * feedback + [env.correction_request]
+    requests = ([env.feedback_request] * feedback + [env.correction_request]) * (turns - 1)
     generator = torch.Generator(model.embed.weight.device).manual_seed(c.seed)
-    requests = requests * (turns - 1)
     sampling = c.max_new, temperature, generator, c.sample_batch
     return sample_dialogues(model, env.tokenizer, prompts, requests, *sampling)
 
@@ -99,7 +83,7 @@ def evaluate(model: GPT, c: Config, problems, turns=2, temperature=0.0, feedback
 
     Problems with a given first attempt are for offline repair: it takes the place of turn 1.
     """
-    env, given = make_environment(c, training=False), [p.given for p in problems]
+    env, given = build.make_environment(c, training=False), [p.given for p in problems]
     repair, stride = any(given), 2 if feedback else 1  # a judgement is no attempt
     if repair and not (all(given) and turns > 1 and not feedback):
         raise ValueError("offline repair needs an attempt for every problem, 2 or more turns, no --feedback")
@@ -120,7 +104,7 @@ def evaluate(model: GPT, c: Config, problems, turns=2, temperature=0.0, feedback
 @torch.no_grad()
 def drift(model: GPT, base: GPT, c: Config, problems: list[Problem]) -> float:
     """How far the first attempt has moved: KL(model || base) of one sampled at temperature 1, in nats."""
-    env, total = make_environment(c, training=False), 0.0
+    env, total = build.make_environment(c, training=False), 0.0
     rollout = answer(model, c, env, env.prompts(problems), 1, 1.0)
     for ids, mask in zip(rollout.ids.split(64), rollout.masks[:, 0].split(64), strict=True):
         total += token_scores(model, base, ids, mask, 1.0)[1].sum().item()
@@ -138,7 +122,7 @@ def swap_test(model: GPT, c: Config, transcripts: list) -> dict:
     how to read the others. Tasks that read their problems from files can't make attempts: for them `own` and
     `other` only.
     """
-    env, problems = make_environment(c, training=False), [p for p, _, _ in transcripts]
+    env, problems = build.make_environment(c, training=False), [p for p, _, _ in transcripts]
     own = [texts[0] for _, texts, _ in transcripts]
     swapped, true_checks = swapped_attempts(env.task, problems, own, Random(c.seed))
     values = {} if true_checks is None else {"true_checks": np.array(true_checks)}
@@ -163,56 +147,56 @@ def report(folder: Path, device: torch.device, page: str | None = None, beside: 
     """Evaluates a run's checkpoints and writes its report, and into the file `page` its page."""
     missing = f"{folder} has no checkpoint base.pt: give the folder of a run of train.py (run it first)"
     require((folder / "base.pt").exists(), missing)
-    read_log(folder)  # an error now rather than after the evaluation
+    tables.read_log(folder)  # an error now rather than after the evaluation
     results, seen, (base, base_c) = {}, {}, load_model(folder / "base.pt", device)
     other, c = beside_of(SHOWN, beside, base_c, device), base_c
     names = dict.fromkeys(["base", *(stage.name for stage in stages(c))])
     for name in [name for name in names if (folder / f"{name}.pt").exists()]:
         model, c = load_model(folder / f"{name}.pt", device)
         print(f"evaluating {name} on {c.eval_n} held-out problems", flush=True)
-        problems = held_out_of(c, c.eval_n)
+        problems = build.held_out_of(c, c.eval_n)
         is_toy = hasattr(load_task(c.task), "DIGITS_PER_TOKEN")  # there more turns cost little
         greedy, transcripts = evaluate(model, c, problems, turns=max(5, c.turns) if is_toy else c.turns)
         sampled, _ = evaluate(model, c, problems, temperature=1.0)
-        training, _ = evaluate(model, c, training_problems_of(base_c, c.eval_n, name == "base"))
+        training, _ = evaluate(model, c, build.training_problems_of(base_c, c.eval_n, name == "base"))
         results[name] = {"greedy": greedy, "sampled": sampled, "training": training}
         results[name]["swap"] = swap_test(model, c, transcripts)
         results[name]["drift_kl"] = drift(model, base, c, problems)
         seen[name] = folder / f"{name}.pt", c, transcripts
         del model  # before the next is read
-    print(f"{table(results)}\n(± is one standard error)\n", flush=True)
-    write_report(folder, c, results, transcripts)
+    print(f"{tables.table(results)}\n(± is one standard error)\n", flush=True)
+    tables.write_report(folder, c, results, transcripts)
     if page:
-        write_page(page, SHOWN, device, seen, other, results, read_log(folder))
+        write_page(page, SHOWN, device, seen, other, results, tables.read_log(folder))
         print(f"{page} shows it in a browser")
     print(f"{folder / 'report.md'} has the whole report")
 
 
 def show_checkpoint(path: str, o: EvalOptions) -> None:
     """Metrics of one checkpoint, or its attempts at a problem that a person poses, or an export of it."""
-    model, c = load_model(path, device := pick_device(o.device))
-    c = overridden(c, o, path)
+    model, c = load_model(path, device := build.pick_device(o.device))
+    c = build.overridden(c, o, path)
     if o.export:
         return print(export(model, c, o.export))
     if o.chat:
         return chat(model, c, o.temperature)
-    problems, other = problems_of(c, o), beside_of(SHOWN, o.beside, c, device)
+    problems, other = build.problems_of(c, o), beside_of(SHOWN, o.beside, c, device)
     if o.save:  # an error now rather than after the evaluation
         is_new = Path(o.save).parent.is_dir() and not Path(o.save).exists()
         require(is_new, f"--save={o.save} must be a new file in a folder that exists")
     metrics, transcripts = evaluate(model, c, problems, o.turns, o.temperature, o.feedback)
     if o.save:
-        save_transcripts(o.save, transcripts)
+        tables.save_transcripts(o.save, transcripts)
     if o.html not in ("", "true", "false"):  # those are for the report of a run
         seen, results = {Path(path).name: (path, c, transcripts)}, {Path(path).name: {"greedy": metrics}}
         write_page(o.html, SHOWN, device, seen, other, results, [], training=False)
     if o.problem is not None:
-        print(transcript(*transcripts[0]).strip())
+        print(tables.transcript(*transcripts[0]).strip())
     elif o.json:
-        print(json.dumps(without_nan(metrics)))
+        print(json.dumps(tables.without_nan(metrics)))
     else:
-        shown = [transcript(*t) for t in transcripts[: o.show]]
-        print(*shown, metrics_text(metrics), sep="\n")
+        shown = [tables.transcript(*t) for t in transcripts[: o.show]]
+        print(*shown, tables.metrics_text(metrics), sep="\n")
 
 
 def main() -> None:
@@ -224,7 +208,7 @@ def main() -> None:
     if other := sorted(given.keys() - {"device", "html", "beside"}):
         raise ValueError(f"--{other[0]} is for one checkpoint such as {path}/stage2.pt, not for a report")
     page = {"": f"{path}/report.html", "true": f"{path}/report.html", "false": None}.get(o.html, o.html)
-    report(Path(path), pick_device(o.device), page, o.beside)
+    report(Path(path), build.pick_device(o.device), page, o.beside)
 
 
 if __name__ == "__main__":

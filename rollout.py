@@ -50,8 +50,7 @@ def sample_dialogues(
     bounds the memory of keys and values.
     """
     end, device, dialogues = tokenizer.end_id, model.embed.weight.device, []
-    for i in range(0, len(prompts), at_once):
-        part = prompts[i : i + at_once]
+    for part in (prompts[i : i + at_once] for i in range(0, len(prompts), at_once)):
         dialogues += sample_rows(model, part, requests, end, max_new, temperature, generator)
     ids, lengths = right_pad([row for row, _ in dialogues], end, device)  # [B, T], [B]
     spans = torch.tensor([spans for _, spans in dialogues], device=device)  # [B, K, 2]

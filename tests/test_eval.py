@@ -259,7 +259,7 @@ def test_a_report_has_each_checkpoints_own_greedy_and_sampled_metrics(
         assert "| stage2 | greedy |" in capsys.readouterr().out  # shown even if the folder can't be written
         written.append(args)
 
-    monkeypatch.setattr(evaluation, "write_report", write)
+    monkeypatch.setattr("engine.report.write_report", write)
     report(tmp_path, torch.device("cpu"))
     ((_, _, results, _),) = written
     problems = held_out_of(C, C.eval_n)
