@@ -1,4 +1,4 @@
-"""The report of a run as text: tables of the metrics, results.json, report.md. The page is page.py's."""
+"""The report of a run as text: tables of the metrics, results.json, report.md. page/ makes report.html."""
 
 import dataclasses
 import json
@@ -43,9 +43,8 @@ def report_text(c, results: dict, minutes: float, transcripts: list) -> str:
     size = "" if c.test_data else f"size {c.size}, "
     accuracies = [[name, *map(percent, r["greedy"]["acc"])] for name, r in results.items()]
     failures = [[name, *(percent(r["greedy"][k]) for k in FAILURES)] for name, r in results.items()]
-    dialogues = "\n".join(
-        transcript(*t) for t in transcripts[:10]
-    )  # code in them may have a fence of its own
+    # The fence below is of tildes, because code in a dialogue may have a fence of its own.
+    dialogues = "\n".join(transcript(*t) for t in transcripts[:10])
     return f"""# {c.name}: {c.task}, {size}seed {c.seed}
 
 Settings other than the defaults: {changed or "none"}. Training took {minutes:.1f} minutes.
