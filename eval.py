@@ -195,7 +195,7 @@ def show_checkpoint(path: str, o: EvalOptions) -> None:
     elif o.json:
         print(json.dumps(tables.without_nan(metrics)))
     else:
-        shown = [tables.transcript(*t) for t in transcripts[: o.show]]
+        shown = [tables.transcript(*t) for t in tables.mixed(transcripts, o.show)]
         print(*shown, tables.metrics_text(metrics), sep="\n")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from itertools import zip_longest
 from pathlib import Path
 
 from data import Problem, read_rows
@@ -18,6 +19,7 @@ COLUMNS = {
     "fix_rate": "fix rate",
     "change_rate": "changed",
 }
+KINDS = {(0, 1): "corrected", (1, 0): "spoiled", (1, 1): "kept", (0, 0): "missed"}  # first and second attempt
 
 
 def write_report(folder: Path, c, results: dict, transcripts: list) -> None:
@@ -44,7 +46,7 @@ def report_text(c, results: dict, minutes: float, transcripts: list) -> str:
     accuracies = [[name, *map(percent, r["greedy"]["acc"])] for name, r in results.items()]
     failures = [[name, *(percent(r["greedy"][k]) for k in FAILURES)] for name, r in results.items()]
     # The fence below is of tildes, because code in a dialogue may have a fence of its own.
-    dialogues = "\n".join(transcript(*t) for t in transcripts[:10])
+    dialogues = "\n".join(transcript(*t) for t in mixed(transcripts, 10))
     return f"""# {c.name}: {c.task}, {size}seed {c.seed}
 
 Settings other than the defaults: {changed or "none"}. Training took {minutes:.1f} minutes.
@@ -140,11 +142,18 @@ def without_nan(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def mixed(transcripts: list, n: int) -> list:
+    """`n` of the transcripts, of each of KINDS in turn, as far as there are any."""
+    kinds = [[t for t in transcripts if (t[2][0], t[2][:2][-1]) == kind] for kind in KINDS]
+    return [t for row in zip_longest(*kinds) for t in row if t][:n]
+
+
 def transcript(problem: Problem, texts: list[str], correct: list[bool]) -> str:
     """A dialogue for people to read: one line if its texts are short, else a paragraph for each turn."""
     attempts = [(text, "(right)" if ok else "(wrong)") for text, ok in zip(texts, correct, strict=True)]
     everything = problem.prompt + "".join(texts)
     if len(everything) < 200 and "\n" not in everything:
-        return f"{problem.prompt:>12}   " + "   ".join(f"{text} {verdict}" for text, verdict in attempts)
+        kind = [KINDS[tuple(correct[:2])]] * (len(texts) > 1)
+        return f"{problem.prompt:>12}   " + "   ".join([" ".join(a) for a in attempts] + kind)
     turns = [f"--- attempt {k} {verdict}\n{text}" for k, (text, verdict) in enumerate(attempts, 1)]
     return "\n".join([f"--- problem\n{problem.prompt}", *turns, "---"])

@@ -125,7 +125,7 @@ class EvalOptions:
     repair: str = option(None, "offline repair: turn 2 on the wrong first attempts of a file made by --save")
     problem: str = option(None, "a problem of your own, e.g. 2526/6")
     chat: bool = option(False, "pose problems and ask for checks, at the keyboard")
-    show: int = option(0, "number of transcripts to print", 0)
+    show: int = option(0, "number of transcripts to print: corrected, spoiled, kept, missed in turn", 0)
     json: bool = option(False, "print the metrics as JSON")
     save: str = option(None, "write the transcripts into this file, one JSON object a line")
     html: str = option("", "write the page for a browser into this file (a run: report.html); false: none")

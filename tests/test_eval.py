@@ -15,7 +15,7 @@ from data.tokenizer import build_tokenizer
 from engine.build import held_out_of, make_environment, training_problems_of
 from engine.checkpoints import checkpoint_of, save
 from engine.presets import PRESETS
-from engine.report import FAILURES, metrics_text, save_transcripts, write_report
+from engine.report import FAILURES, metrics_text, mixed, save_transcripts, transcript, write_report
 from eval import drift, evaluate, report, self_correction_metrics, swap_test
 from train import Config, load_model
 
@@ -238,6 +238,16 @@ def test_the_report_shows_the_figures_that_were_found(tmp_path):
 def test_one_attempt_has_no_second_one_in_its_figures():
     shown = metrics_text({"n": 4, "acc_t1": 0.25, "acc": [0.25], **dict.fromkeys(FAILURES, 0.0)})
     assert "Acc@t1   25.0 %" in shown and "Acc@t2" not in shown
+
+
+def test_shown_transcripts_are_of_all_kinds():
+    kinds = [(True, True)] * 3 + [(False, False)] * 2 + [(True, False), (False, True)]
+    rows = [(Problem(str(i), ""), ["a", "b"], list(kind)) for i, kind in enumerate(kinds)]
+    shown = mixed(rows, 6)
+    assert [p.prompt for p, _, _ in shown] == ["6", "5", "0", "3", "1", "4"] and len(mixed(rows, 99)) == 7
+    words = [transcript(*row).split()[-1] for row in shown[:4]]
+    assert words == ["corrected", "spoiled", "kept", "missed"]
+    assert len(mixed([(Problem("8", ""), ["a"], [True])] * 3, 2)) == 2  # with --turns=1
 
 
 def test_saved_transcripts_have_all_attempts(tmp_path):
