@@ -54,7 +54,7 @@ class Config(Settings):
     """SCoRe: stages, rewards, KL"""
 
     turns: int = option(2, "attempts; each beyond 2 adds a part to Stage I, as long as the first (A.1)", 2, 6)
-    stage1_steps: int = option(240, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
+    stage1_steps: int = option(400, "updates that reward turn 2, hold turn 1 to the base (eq. 3)", 0, STEPS)
     stage2_steps: int = option(60, "updates that reward both turns, with the bonus (eq. 4 and 5)", 0, STEPS)
     batch: int = option(128, "dialogues an update", 1, 10**4)
     samples_per_problem: int = option(4, "dialogues of each problem: each is compared with the others", 1)
@@ -65,7 +65,7 @@ class Config(Settings):
     temperature: float = option(1.0, "of sampling and of the loss; the paper's value", 1e-3, 1e3)
     alpha: float = option(10.0, "bonus alpha * (r2 - r1) of Stage II (eq. 5); the paper's value", 0, 1e9)
     gamma: float = option(0.0, "a turn's share of the next one's return in Stage II; the paper's value", 0, 1)
-    beta1: float = option(0.25, "the paper's name for the KL weight of TURN 2 in Stage I: weak", 0)
+    beta1: float = option(0.2, "the paper's name for the KL weight of TURN 2 in Stage I: weak", 0)
     beta2: float = option(0.5, "the paper's name for the KL weight of TURN 1 in Stage I: strong", 0)
     stage2_beta: float = option(0.3, "KL weight in Stage II; large, as the bonus makes rewards 11-fold", 0)
     stage2_weight1: float = option(1.0, "Stage II's weight of turn 1's reward; 0 also drops its KL", 0, 1e9)
