@@ -13,7 +13,7 @@ PAPER_MATH = PAPER | dict(
 PAPER_CODE = PAPER | dict(
     lr=1e-5, stage2_lr=1e-5, batch=128, beta2=0.25, stage1_steps=750, stage2_steps=750, max_new=512
 )  # fmt: skip
-PLAIN_RL = dict(stage1_steps=0, stage2_steps=300, stage2_lr=0.001, stage2_beta=0.2, alpha=0.0)
+PLAIN_RL = dict(stage1_steps=0, stage2_steps=460, stage2_lr=0.001, stage2_beta=0.2, alpha=0.0)
 DIVISION = dict(
     train_n=0, dim=128, base_steps=2000, copy=0.3, right=0.5, slip=0.0, stage1_steps=300, stage2_steps=150,
     batch=256, max_new=24, beta1=0.01,
