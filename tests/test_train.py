@@ -192,6 +192,12 @@ def test_the_papers_presets_have_the_papers_values():
         assert (preset["alpha"], preset["beta1"], preset["temperature"]) == (10.0, 0.01, 1.0)
 
 
+@pytest.mark.parametrize("name", ["plain", "single"])
+def test_rivals_make_as_many_updates_as_score(name):
+    rival = Config(**PRESETS[name][1])
+    assert (rival.stage1_steps, rival.stage2_steps) == (0, Config.stage1_steps + Config.stage2_steps)
+
+
 def test_help_lists_every_preset_and_every_field_with_its_reason():
     done = script("train.py", "--help")
     text = " ".join(done.stdout.split())
