@@ -289,6 +289,21 @@ def test_every_handout_names_its_points_and_functions():
             assert len(levels) >= 3 and {int(levels[0]), int(levels[-1])} == {of, 0}, (name, number)
 
 
+def test_the_notebooks_code_runs_and_its_pictures_are_those_of_the_slides():
+    cells = json.loads(text_of("course/walkthrough.ipynb"))["cells"]
+    code = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
+    for full, small in (("UPDATES = 60", "UPDATES = 2"), ("1000", "200")):
+        assert full in code
+        code = code.replace(full, small)
+    code = code.replace("torch.set_num_threads(1)", "pictures.SLIDES = None")  # and none is written
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "course", capture_output=True, text=True)
+    assert "policy_loss" in done.stdout and "attempt 2" in done.stdout, done.stderr
+    drawn = re.findall(r"^pictures\.(\w+)\(", code, re.MULTILINE)
+    assert {f"{name}.png" for name in drawn} == {path.name for path in (ROOT / "course/slides").glob("*.png")}
+    shown = re.findall(r"\]\(slides/(\w+)\.png\)", text_of("course/slides.md"))
+    assert set(shown) <= set(drawn) and len(shown) >= 6
+
+
 def test_the_project_does_not_need_the_course():
     for path in [*ROOT.glob("*.py"), *(p for d in ("data", "engine") for p in (ROOT / d).rglob("*.py"))]:
         imports = {
