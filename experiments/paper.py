@@ -48,7 +48,7 @@ from train import Config, load_model, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-SEEDS = {"full": range(10), "tune": range(100, 103), "map": range(3), "quick": range(1)}
+SEEDS = {"full": range(10), "tune": range(100, 103), "map": range(2), "quick": range(1)}
 UPDATES = Config.stage1_steps, Config.stage2_steps  # SCoRe's: Stage I, Stage II
 QUICK = dict(base_steps=60, eval_n=100), (6, 3)  # settings and updates of --quick
 
@@ -131,14 +131,14 @@ def tuning(ways: dict[str, dict]) -> dict[str, Method]:
                 own = ways[name] | dict(stage2_beta=beta, stage2_lr=lr)
                 found[f"{name} {beta:g} {lr:g}"] = Method(f"{name}, β {beta:g}, learning rate {lr:g}", own)
     for name in ("pair+", "oracle", "star+"):
-        for lr in (0.00025, 0.0005, 0.001, 0.002):
+        for lr in (0.00003, 0.0001, 0.00025, 0.0005):
             label = f"{name}, learning rate {lr:g}"
             found[f"{name} {lr:g}"] = Method(label, ways[name] | dict(lr=lr), traces=name)
     return found
 
 
-MAP_N = (100, 300, 1000, 3000, 0)  # training problems of RL; 0: all that are not held out
-MAP_RIGHT = (0.001, 0.003, 0.01, 0.03, 0.1)  # share of right later turns in the base's demonstrations
+MAP_N = (100, 300, 0)  # training problems of RL; 0: all that are not held out
+MAP_RIGHT = (0.003, 0.03, 0.1)  # share of right later turns in the base's demonstrations
 
 
 def cells(ways: dict[str, dict]) -> dict[str, Method]:
