@@ -131,7 +131,7 @@ def tuning(ways: dict[str, dict]) -> dict[str, Method]:
                 own = ways[name] | dict(stage2_beta=beta, stage2_lr=lr)
                 found[f"{name} {beta:g} {lr:g}"] = Method(f"{name}, β {beta:g}, learning rate {lr:g}", own)
     for name in ("pair+", "oracle", "star+"):
-        for lr in (0.00003, 0.0001, 0.00025, 0.0005):
+        for lr in (0.00001, 0.00003, 0.0001, 0.00025, 0.0005):
             label = f"{name}, learning rate {lr:g}"
             found[f"{name} {lr:g}"] = Method(label, ways[name] | dict(lr=lr), traces=name)
     return found
