@@ -223,8 +223,11 @@ def gradient(loss, model) -> torch.Tensor:
 
 def same_gradient(what: str, mine, right, policy, idea: str) -> None:
     expected = gradient(right, policy)
-    off = ((gradient(mine, policy) - expected).norm() / expected.norm()).item()
-    require(off < 1e-3, f"{what}: the gradient is off by {100 * off:.1f} % of its length. {idea}")
+    found = gradient(mine, policy)
+    off = ((found - expected).norm() / expected.norm()).item()
+    other_way = " It points the other way: mind the signs." if found @ expected < 0 else ""
+    text = f"{what}: the gradient is off by {100 * off:.1f} % of its length.{other_way} {idea}"
+    require(off < 1e-3, text)
 
 
 def dialogues() -> dict:
