@@ -83,7 +83,7 @@ def run_table(results: dict, names: list[str]) -> str:
         end_of_stage1 = sum(point["stage"] == "stage1" for point in points) - 1
         for i in sorted({0, len(points) - 1, max(end_of_stage1, 0)}):
             p, new = points[i], "{:.0f} → {:.0f} %".format(*greedy) if i == len(points) - 1 else ""
-            title, when = "" if i else RUNS[name][0], f"{30 * i + 1} to {30 * i + 30}"
+            title, when = "" if i else RUNS[name][0], f"{20 * i + 1} to {20 * i + 20}"
             cells = [title, when, f"{p['acc_t1']:.0f} → {p['acc_t2']:.0f} %", f"{p['change_rate']:.0f} %"]
             lines.append("| " + " | ".join([*cells, f"{p['kl_t1']:.2f}, {p['kl_t2']:.2f}", new]) + " |")
     return "\n".join(lines)

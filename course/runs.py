@@ -1,6 +1,6 @@
 """The learning curves of runs.
 
-python curves.py out/score out/plain03        means over 30 updates of these runs
+python curves.py out/score out/plain03        means over 20 updates of these runs
 """
 
 import json
@@ -12,7 +12,7 @@ COLUMNS = {"acc_t1": "turn 1", "acc_t2": "turn 2", "change_rate": "changed", "kl
 COLUMNS |= {"grad_norm": "gradient"}
 
 
-def curve(folder: Path, width: int = 30) -> list[dict]:
+def curve(folder: Path, width: int = 20) -> list[dict]:
     """The learning curve of a run's RL stages: means of `width` updates, in percent and nats."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for line in lines if (row := json.loads(line))["stage"] != "base"]
