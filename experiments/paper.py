@@ -66,10 +66,10 @@ class Method:
 
 # Each rival's KL weight and learning rate with the best Acc@t2 on tuning seeds, see results/tuning.md.
 PLAIN = dict(stage2_beta=0.2, stage2_lr=0.001)
-WEIGHT11 = dict(stage2_beta=1.0, stage2_lr=0.0005)
-SINGLE = dict(stage2_beta=0.1, stage2_lr=0.001)
+WEIGHT11 = dict(stage2_beta=1.1, stage2_lr=0.0005)
+SINGLE = dict(stage2_beta=0.2, stage2_lr=0.001)  # plain RL's, not tuned by itself
 NO_STAGE1 = dict(stage2_beta=1.0, stage2_lr=0.0005)
-PAIR_LR, ORACLE_LR, STAR_LR = 0.0005, 0.0005, 0.0005
+PAIR_LR, ORACLE_LR, STAR_LR = 0.00003, 0.00003, 0.00025
 BASE = Method("base", dict(stage1_steps=0, stage2_steps=0), start="", last="base.pt")
 
 
