@@ -103,7 +103,7 @@ def attention(found: dict, tokens: list[str]) -> Picture:
         heads = [f"layer {i}, head {j}" for i in (1, 2) for j in range(1, weights.shape[1] + 1)]
         image = axis.imshow(weights.flatten(0, 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set(title=NAMES[name], xticks=range(len(tokens)), yticks=range(len(heads)))
-        axis.set_xticklabels(tokens)
+        axis.set_xticklabels(tokens, fontsize=8)
         axis.set_yticklabels(heads, fontsize=8)
     figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6)
     return Picture(figure, "attention")
@@ -133,7 +133,7 @@ def dialogue(tokens: list[str], masks, strips: dict, name: str) -> Picture:
         axis.set_title(title)
         axis.margins(y=0.15)
     for axis in axes[:, 0]:
-        axis.set_xticks(range(len(tokens)), tokens)
+        axis.set_xticks(range(len(tokens)), tokens, fontsize=8)
         axis.tick_params(labelbottom=True, length=0)
     return Picture(figure, name)
 
