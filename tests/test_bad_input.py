@@ -751,6 +751,7 @@ OF_A_CHECKPOINT = [
     ("--repair=.", "no file ."),
     ("--repair=rows --turns=1", "2 or more turns"),
     ("--repair=rows --feedback", "no --feedback"),
+    ("--html=new.html --turns=1", "greedy dialogues of two turns: leave out --temperature, --feedback,"),
     ("--save=.", "must be a new file"),
     ("--save=none/rows", "must be a new file in a folder that exists"),
     ("--save=rows", "must be a new file"),

@@ -475,6 +475,15 @@ def test_the_base_meets_its_own_attempts_in_its_last_part(small_gpt, tokenizer, 
         assert sum("<|assistant|>1111*6=6666<<|end|>" in text for text in said) == times
 
 
+def test_the_base_is_shown_each_problem_once(small_gpt, tokenizer):
+    seen, c = [], config(base_batch=12, own_from=1.0)
+    env = environment(tokenizer)
+    env.demo_problem = lambda i, size: seen.append(i) or Problem("8742/6", "1457")
+    for step in range(3):
+        taught_dialogues(c, step, env, small_gpt())
+    assert seen == list(range(36))
+
+
 def test_the_base_begins_with_easier_problems(small_gpt, tokenizer):
     """Until `easy_until` the sizes are mixed, from half of `size` on. RL never sees the easier ones."""
     c = config(size=4, base_batch=40, base_steps=10, easy_until=0.5, own_from=1.0)
