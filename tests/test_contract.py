@@ -5,9 +5,10 @@ import types
 import pytest
 import torch
 
-from data import Attempt, Problem, calculator, load_task, verdicts
+from data import Attempt, Environment, Problem, calculator, load_task, verdicts
 from data.contract import check_task
 from data.tokenizer import build_tokenizer
+from engine.build import check_lengths
 from rewards import check_rewards
 
 
@@ -106,3 +107,14 @@ def test_a_module_that_cannot_be_loaded_is_named(monkeypatch, tmp_path):
         load_task("torn")
     with pytest.raises(ValueError, match="DIGITS_PER_TOKEN=9"):
         load_task("wide")
+
+
+def test_a_dialogue_on_the_longest_prompt_of_both_files_must_fit():
+    problems = {"train": [Problem("1", "1"), Problem("1" * 30, "1")], "test": [Problem("1" * 20, "1")]}
+    task = types.SimpleNamespace(read=lambda path, split: problems[split], CORRECTION_REQUEST="check")
+    env = Environment(task, build_tokenizer(1))
+    c = types.SimpleNamespace(train_data="a", test_data="b", turns=3, max_new=7)
+    fits = len(env.prompts(problems["train"])[1]) + 3 * 7 + 2 * (len(env.correction_request) + 1)
+    check_lengths(c, env, fits)
+    with pytest.raises(ValueError, match=f"dialogue up to {fits}, and the model reads max_len={fits - 1}"):
+        check_lengths(c, env, fits - 1)
