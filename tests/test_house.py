@@ -18,7 +18,7 @@ from experiments.paper_report import Results, cells_of, found
 ROOT = Path(__file__).parent.parent
 BUDGETS = {  # lines of files, and of the Python in folders
     "rewards.py": 80, "rollout.py": 170, "model.py": 240, "train.py": 330, "eval.py": 220, "README.md": 140,
-    "model.py rollout.py rewards.py train.py eval.py": 1000, "engine": 2300, "page": 230, "tests": 8600,
+    "model.py rollout.py rewards.py train.py eval.py": 1000, "engine": 2300, "page": 230, "tests": 8640,
     "model.py rollout.py rewards.py train.py eval.py engine page data experiments course": 9260,
 }  # fmt: skip
 WIDTH = 110
