@@ -145,9 +145,9 @@ def sample_token(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
 
     Temperature 0 takes the likeliest token. Otherwise the token is a sample of softmax(logits / temperature),
     by the inverse of its cumulative distribution: `uniform` is in [0, 1), and the token is the first whose
-    cumulative probability reaches 1 - uniform. That is above 0, so a token of probability 0 is never taken.
-    The sum has uniform's precision, float64, because float32 would swallow the rare tokens of a large
-    vocabulary.
+    cumulative probability reaches 1 - uniform (times the sum, which rounding keeps from being 1). That is
+    above 0, so a token of probability 0 is never taken. The sum has uniform's precision, float64, because
+    float32 would swallow the rare tokens of a large vocabulary.
     """
     if temperature == 0:
         return logits.argmax(-1)

@@ -108,7 +108,9 @@ def rare_tokens_are_not_swallowed():
     total = logits.softmax(-1).double().cumsum(-1)[0]
     for token in (1, 100_000, 199_999):
         u = 1 - (total[token - 1] + total[token]) / 2 / total[-1]
-        idea = "In float32 a sum near 1 stands still when little is added: use uniform's precision."
+        idea = (
+            "Sum in uniform's precision. float32 probabilities don't add up to 1: take (1 - uniform) * sum."
+        )
         expect("sample_token of 200,000 tokens", tokens_of(logits, 1.0, u[None]), [token], idea)
 
 
