@@ -351,7 +351,7 @@ Made by `python experiments/paper.py --map`.
 
 Each cell is a base of its own, and from it plain RL, SCoRe without Stage I, and SCoRe, each at fixed
 settings: the best of its tuning at the default cell, {Config.train_n} problems and
-{100 * Config.right:g} %. The figures in a cell are Acc@t2 of its seeds; the first attempt is right in about
+{100 * Config.right:g} %. The figures in a cell are Acc@t2 of its seeds; the first attempt is right in 65 to
 70 % everywhere. To the right RL has more problems to train on, so it is harder to memorise them. Upwards the
 base's demonstrations have more later turns that are right, so RL meets corrections sooner.
 """

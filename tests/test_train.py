@@ -192,6 +192,12 @@ def test_the_papers_presets_have_the_papers_values():
         assert (preset["alpha"], preset["beta1"], preset["temperature"]) == (10.0, 0.01, 1.0)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_values_that_can_work(name):
+    files = dict(train_data="a", test_data="b") if name in ("gsm8k", "math", "mbpp") else {}
+    Config(init="model", **files, **PRESETS[name][1])
+
+
 @pytest.mark.parametrize("name", ["plain", "single"])
 def test_rivals_make_as_many_updates_as_score(name):
     rival = Config(**PRESETS[name][1])
