@@ -14,13 +14,14 @@ from rollout import offline_dialogues, right_pad, sample_dialogues, sample_token
 from train import token_scores
 
 PROBLEMS = ("8/2", "9184/7", "42/6", "123456/8")  # prompts of different lengths
+REQUESTS = ("check", "8/2", "42/6")  # of turns 2, 3 and 4
 MANY = [f"{1000 + 37 * i}/{i % 9 + 1}" for i in range(40)] + list(PROBLEMS)
 
 
 def sample(model, tokenizer, turns=2, temperature=1.0, problems=PROBLEMS, max_new=9, seed=3, at_once=256):
     generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
-    prompts, requests = [tokenizer.user_turn(p) for p in problems], [tokenizer.user_turn("check")]
-    requests *= turns - 1
+    prompts = [tokenizer.user_turn(p) for p in problems]
+    requests = [tokenizer.user_turn(text) for text in REQUESTS[: turns - 1]]
     return sample_dialogues(model, tokenizer, prompts, requests, max_new, temperature, generator, at_once)
 
 
@@ -53,7 +54,7 @@ def test_sampled_log_probs_are_those_of_one_plain_pass(small_gpt, tokenizer, tem
         ids = tokenizer.user_turn(problem)
         for turn in range(3):
             if turn:
-                ids = [*ids, *([] if ids[-1] == end else [end]), *tokenizer.user_turn("check")]
+                ids = [*ids, *([] if ids[-1] == end else [end]), *tokenizer.user_turn(REQUESTS[turn - 1])]
             for i in range(9):
                 logits = model(torch.tensor([ids]))[:, -1]
                 token = int(sample_token(logits, temperature, uniform[b, turn, i : i + 1]))
