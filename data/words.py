@@ -1,12 +1,15 @@
-"""Word problems in two steps, for pretrained models. The model answers first and then shows its working:
+"""Word problems for pretrained models. The model answers first and then shows its working:
 
-    Tom has 37 pens, gets 6, loses 8. How many now?
-    25. Working: 37+6=43, 43-8=35
+    Tom has 7 pens, gets 6, loses 8, gets 5.      ->  10: 13 5 10
+    Anna has 8 eggs, loses 3, loses all, gets 4.  ->  4: 5 0 4
 
-Only the number at the beginning is graded. To name it at once takes mental arithmetic. The working takes one
-small step at a time, so it is more often right than the answer before it. That is what a second attempt can
-go by: it need only read what the first one has worked out. `size` is the largest number that is added or
-taken away.
+The working is how many there are after each change. Only the answer in front of it is graded. `size` is the
+number of changes.
+
+It is the law of data/calculator.py in words. To say the answer at once takes mental arithmetic in `size`
+steps, which is too much for a small model: LONG is the share of such problems. In the others all is lost
+before the last change, so the answer stands in the problem. The working takes one small step at a time. So it
+is often right where the answer before it is wrong, and a second attempt can go by it.
 """
 
 import re
@@ -16,27 +19,50 @@ from data import Attempt, Problem
 
 CORRECTION_REQUEST = "Check your answer."
 FEEDBACK_REQUEST = "Is your answer right or wrong?"
+LONG = 0.5  # the share of problems that can't be said at once: it sets the ceiling of turn 1
+MOST_CHANGES = 10  # of a problem that a person types, too
 NAMES = ("Tom", "Anna", "Ben", "Maria", "Sam", "Lucy", "Max", "Emma")
-THINGS = ("pens", "cards", "books", "coins", "eggs", "shells", "stamps", "apples")
-PROMPT = re.compile(
-    r"\s*[A-Z][a-z]+ has (\d{1,4}) [a-z]+, gets (\d{1,4}), loses (\d{1,4})\. How many now\?\s*", re.ASCII
-)
+THINGS = ("pens", "cards", "books", "coins", "eggs", "shells", "stamps")
+CHANGE = re.compile(r", (gets|loses) (\d{1,3}|all)", re.ASCII)
+START = r"[A-Z][a-z]+ has (\d{1,3}) [a-z]+"
+PROMPT = re.compile(rf"{START}(?:{CHANGE.pattern}){{1,{MOST_CHANGES}}}\.", re.ASCII)
 
 
 def sample(rng: Random, size: int) -> Problem:
-    start, gain, loss = rng.randint(11, 89), rng.randint(2, max(2, size)), rng.randint(2, max(2, size))
-    loss = min(loss, start + gain)
+    """A problem of `size` changes. Before the last one all is lost, except with probability LONG."""
+    if size > MOST_CHANGES:
+        raise ValueError(f"size={size}: the most changes of words are {MOST_CHANGES}")
+    lost = size - 2 if rng.random() >= LONG else None
+    start = count = rng.randint(2, 20)
     # The numbers alone decide the name and the thing, so a held-out problem has numbers of its own.
-    name, thing = NAMES[(start + gain) % len(NAMES)], THINGS[(start + loss) % len(THINGS)]
-    return parse(f"{name} has {start} {thing}, gets {gain}, loses {loss}. How many now?")
+    text = f"{NAMES[start % len(NAMES)]} has {start} {THINGS[start % len(THINGS)]}"
+    for i in range(size):
+        if i == lost:
+            text, count = text + ", loses all", 0
+        elif count < 2 or rng.random() < 0.5:
+            n = rng.randint(2, 9)
+            text, count = f"{text}, gets {n}", count + n
+        else:
+            n = rng.randint(2, min(9, count))
+            text, count = f"{text}, loses {n}", count - n
+    return parse(text + ".")
 
 
 def parse(prompt: str) -> Problem:
-    match = PROMPT.fullmatch(prompt)
-    start, gain, loss = map(int, match.groups()) if match else (0, 0, 1)
-    if start + gain < loss:
-        raise ValueError("a problem in words looks like: Tom has 37 pens, gets 6, loses 8. How many now?")
-    return Problem(prompt.strip(), str(start + gain - loss))
+    text = prompt.strip()
+    if not PROMPT.fullmatch(text) or min(counts(text)) < 0:
+        raise ValueError("a problem in words looks like: Tom has 7 pens, gets 6, loses 8, gets 5.")
+    return Problem(text, str(counts(text)[-1]))
+
+
+def counts(prompt: str) -> list[int]:
+    """How many there are after each change."""
+    count, found = int(PROMPT.fullmatch(prompt)[1]), []
+    for verb, n in CHANGE.findall(prompt):
+        n = count if n == "all" else int(n)
+        count += n if verb == "gets" else -n
+        found.append(count)
+    return found
 
 
 def is_correct(problem: Problem, text: str) -> bool:
@@ -45,24 +71,29 @@ def is_correct(problem: Problem, text: str) -> bool:
 
 def graded(text: str) -> str:
     """The part of an attempt that counts: two attempts are votes for the same answer if it is equal."""
-    return text.split(".", 1)[0]
+    return text.split(":", 1)[0]
+
+
+def level(problem: Problem) -> int:
+    """The number of changes since all was lost: 1 is easy, 2 and more can't be said at once."""
+    return problem.prompt.rpartition("loses all")[2].count(",")
 
 
 def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
     answer = right = int(problem.answer)
     while kind == "near" and (answer == right or answer < 0):
-        answer = right + rng.choice((-10, -2, -1, 1, 2, 10))
+        answer = right + rng.choice((-2, -1, 1, 2))
     while kind == "far" and answer == right:
-        answer = rng.randint(1, 99)
-    return with_working(problem, str(answer))
+        answer = rng.randint(0, 40)
+    return Attempt(f"{answer}:", working(problem))
 
 
 def honest(problem: Problem, text: str) -> Attempt | None:
     answer = graded(text)
-    return with_working(problem, answer) if re.fullmatch(r"0|[1-9]\d{0,2}", answer, re.ASCII) else None
+    return (
+        Attempt(f"{answer}:", working(problem)) if re.fullmatch(r"0|[1-9]\d{0,2}", answer, re.ASCII) else None
+    )
 
 
-def with_working(problem: Problem, answer: str) -> Attempt:
-    start, gain, loss = map(int, PROMPT.fullmatch(problem.prompt).groups())
-    between = start + gain
-    return Attempt(f"{answer}.", f" Working: {start}+{gain}={between}, {between}-{loss}={between - loss}")
+def working(problem: Problem) -> str:
+    return "".join(f" {count}" for count in counts(problem.prompt))

@@ -19,7 +19,7 @@ from data import (
 from data.demonstrations import demonstration, imitation
 from data.tokenizer import build_tokenizer
 
-TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2), ("words", 9)]
+TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2), ("words", 3)]
 TASKS += [("calculator", 4)]
 
 
@@ -37,9 +37,10 @@ def test_training_and_held_out_problems_are_disjoint(name, size):
     assert len({p.prompt for p in held_out}) == 200 and all(is_held_out(p.prompt, 5) for p in held_out)
     assert held_out == held_out_problems(task, size, 5, 200)
     of_rl, of_base = (make(task, size, 5) for make in (train_problems, demo_problems))
-    numbers = {re.sub(r"[A-Za-z]{2,}", "", p.prompt) for p in held_out}
+    numbers = {re.sub(r"[A-Z][a-z]+ has (\d+) [a-z]+", r"\1", p.prompt) for p in held_out}
     for problem in (of_rl, of_base):
-        assert not numbers & {re.sub(r"[A-Za-z]{2,}", "", prompt) for prompt in prompts_of(problem, 2000)}
+        trained = {re.sub(r"[A-Z][a-z]+ has (\d+) [a-z]+", r"\1", p) for p in prompts_of(problem, 2000)}
+        assert not numbers & trained
     last_first = [train_problems(task, size, 5)(i) for i in reversed(range(200))]
     assert last_first[::-1] == [of_rl(i) for i in range(200)]
     for other in (train_problems(task, size, 6), of_base):
@@ -115,9 +116,9 @@ def test_honest_working_corrects_the_working_and_not_the_answer():
     assert division.attempt(problem, "right", Random(0)).text == "1457*6=8742="
     assert division.honest(problem, "gibberish") is None and division.honest(problem, "0*6") is None
     words = load_task("words")
-    problem = words.parse("Tom has 37 pens, gets 6, loses 8. How many now?")
-    assert words.honest(problem, "36. Whatever").text == "36. Working: 37+6=43, 43-8=35"
-    assert words.honest(problem, "I think 35") is None and not words.is_correct(problem, "It is 35")
+    problem = words.parse("Tom has 7 pens, gets 6, loses all, gets 5.")
+    assert words.honest(problem, "36: Whatever").text == "36: 13 0 5" and problem.answer == "5"
+    assert words.honest(problem, "I think 5") is None and not words.is_correct(problem, "It is 5")
     problem = countdown.parse("3,7,5:26")
     assert countdown.honest(problem, "3*7=21,21-5=26").text == "3*7=21,21-5=16"
     assert countdown.honest(problem, "26") is None
@@ -202,7 +203,7 @@ def test_tokenizer(tokenizer):
     [
         ("division", "8742/0"), ("division", "8743/6"), ("division", "8742"), ("division", "８/4"),
         ("division", "9" * 10**5 + "/3"), ("addition", "4+"), ("multiplication", "2**9"),
-        ("countdown", "3,7:26"), ("words", "Tom has 7 pens, gets 1, loses 9. How many now?"),
+        ("countdown", "3,7:26"), ("words", "Tom has 7 pens, gets 1, loses 9."),
         ("words", "Tom has 7 pens"),
     ],
 )  # fmt: skip
