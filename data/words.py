@@ -4,12 +4,10 @@
     Anna has 8 eggs, loses 3, loses all, gets 4.  ->  4: 5 0 4
 
 The working is how many there are after each change. Only the answer in front of it is graded. `size` is the
-number of changes.
-
-It is the law of data/calculator.py in words. To say the answer at once takes mental arithmetic in `size`
-steps, which is too much for a small model: LONG is the share of such problems. In the others all is lost
-before the last change, so the answer stands in the problem. The working takes one small step at a time. So it
-is often right where the answer before it is wrong, and a second attempt can go by it.
+number of changes. This is data/calculator.py in words: to say the answer at once takes mental arithmetic in
+`size` steps, which is too much for a small model. LONG is the share of such problems. In the others all is
+lost before the last change, so the answer stands in the problem. The working takes one small step at a time.
+So it is right where the answer before it is wrong, and a second attempt can go by it.
 """
 
 import re
@@ -39,12 +37,10 @@ def sample(rng: Random, size: int) -> Problem:
     for i in range(size):
         if i == lost:
             text, count = text + ", loses all", 0
-        elif count < 2 or rng.random() < 0.5:
-            n = rng.randint(2, 9)
-            text, count = f"{text}, gets {n}", count + n
-        else:
-            n = rng.randint(2, min(9, count))
-            text, count = f"{text}, loses {n}", count - n
+            continue
+        gain = count < 2 or rng.random() < 0.5
+        n = rng.randint(2, 9 if gain else min(9, count))
+        text, count = f"{text}, {'gets' if gain else 'loses'} {n}", count + (n if gain else -n)
     return parse(text + ".")
 
 

@@ -15,9 +15,7 @@ STEPS = 10**6  # the most steps of a stage: further ones would get problems of t
 class TaskSettings:
     """the task and the model"""
 
-    task: str = option(
-        "calculator", "calculator, division, countdown, addition, multiplication, words, gsm8k, math, mbpp"
-    )
+    task: str = option("calculator", "calculator, division, countdown, addition, words, gsm8k, math, mbpp")
     size: int = option(3, "difficulty of a drawn task: keys of a calculator, digits of a quotient", 1, 1000)
     train_n: int = option(
         300,

@@ -41,6 +41,7 @@ from mutate_tests import measure, prepare, run_tests
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out" / "mutate"
+QUICK = 0.1  # seconds of a test; most of the refusals that tests ask for take less
 NOT_COPIED = (".git", ".venv", "out", "build", "__pycache__", "*.egg-info", ".pytest_cache", ".ruff_cache")
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="mutants; a larger number keeps the first ones")
     parser.add_argument("--file", default="", help="only files whose path begins like this, e.g. engine/")
     parser.add_argument("--tests", default="test_*.py", help="only these files, with commas between")
-    parser.add_argument("--seconds", type=float, default=60, help="of tests for each mutant, if none fails")
+    parser.add_argument("--seconds", type=float, default=120, help="of tests for each mutant, if none fails")
     parser.add_argument("--workers", type=int, default=2, help="processes, one for each core")
     parser.add_argument("--list", action="store_true", help="show the mutants and end")
     o = parser.parse_args()
@@ -170,8 +171,8 @@ def tests_of(m: Mutant, tree: Path, table: dict[str, dict], seconds: float) -> l
     """The tests that a mutant meets, in their order: what fits into these seconds, but one at least.
 
     They execute its lines, or the lines that mention what its statement defines. If there are none, they are
-    those of the test files that name its module. Of a test with many cases the quickest case comes first. Its
-    other cases come when all tests have had their turn.
+    those of the test files that name its module. First come all that take less than QUICK seconds. Of a
+    longer test with many cases the quickest is next, and its other cases when all tests have had their turn.
     """
     places, hit = {(m.file, line) for line in m.lines}, {}
     places |= {place for name in m.names for place in mentions(tree)[name]}
@@ -186,7 +187,7 @@ def tests_of(m: Mutant, tree: Path, table: dict[str, dict], seconds: float) -> l
     turns, queue, chosen = Counter(), [], []
     broken = {test for row in table.values() for test in row["failed"]}
     for test in sorted(hit.keys() - broken, key=lambda test: (hit[test], test)):
-        turns[test.partition("[")[0]] += 1
+        turns[test.partition("[")[0]] += hit[test] > QUICK
         queue.append((turns[test.partition("[")[0]], hit[test], test))
     for _, cost, test in sorted(queue):
         if cost <= seconds or not chosen:

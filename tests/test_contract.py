@@ -26,7 +26,7 @@ def raises(*_):
 
 
 FAULTS = {
-    "is_correct says yes": (dict(is_correct=lambda p, t: "yes"), "gives .yes.; it must give True"),
+    "is_correct says yes": (dict(is_correct=lambda p, t: "yes"), r"\(Problem.*, '\d:\d*'\) gives .yes.; it"),
     "is_correct says 1": (dict(is_correct=lambda p, t: int(calculator.is_correct(p, t))), "gives 1; it must"),
     "all is right": (dict(is_correct=lambda p, t: True), "False for a near attempt"),
     "nothing is right": (dict(is_correct=lambda p, t: False), "True for a right attempt"),
@@ -43,7 +43,7 @@ FAULTS = {
     "an answer that is a number": (dict(sample=lambda r, s: Problem("1+1", 2)), "a Problem of two texts"),
     "parse gives another": (dict(parse=lambda t: Problem("1+1", "2")), "the problem with this prompt"),
     "honest gives a text": (dict(honest=lambda p, t: t), "an Attempt or None"),
-    "honest raises": (dict(honest=raises), r"honest\(.*\) raises KeyError"),
+    "honest raises": (dict(honest=raises), r"honest\(Problem.*\) raises KeyError"),
     "no honest": (dict(honest=None), "has no function honest"),
     "sample is no function": (dict(sample=3), "has no function sample"),
     "a character without token": (dict(attempt=lambda p, k, r: Attempt("é", "")), "no token for 'é'"),

@@ -19,7 +19,7 @@ from data import (
 from data.demonstrations import demonstration, imitation
 from data.tokenizer import build_tokenizer
 
-TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("multiplication", 2), ("words", 3)]
+TASKS = [("division", 4), ("countdown", 12), ("addition", 4), ("words", 3)]
 TASKS += [("calculator", 4)]
 
 
@@ -100,12 +100,14 @@ def test_demonstrations_are_what_they_claim(name, size):
     for i in range(300):
         problem = train_problems(task, size, 0)(i)
         assert task.parse(problem.prompt).prompt == problem.prompt
+        assert name != "addition" or {len(number) for number in problem.prompt.split("+")} == {size}
         for kind in ("right", "near", "far"):
             attempt = task.attempt(problem, kind, rng)
             assert task.is_correct(problem, attempt.text) == (kind == "right"), (problem, kind, attempt)
             assert tokenizer.decode(tokenizer.encode(attempt.text)) == attempt.text
             again = task.honest(problem, attempt.text)
             assert again == attempt, "the demonstrations' working must be the honest one"
+            assert name != "addition" or len(attempt.text) == len(problem.answer)
 
 
 def test_honest_working_corrects_the_working_and_not_the_answer():
@@ -202,7 +204,7 @@ def test_tokenizer(tokenizer):
     "name, prompt",
     [
         ("division", "8742/0"), ("division", "8743/6"), ("division", "8742"), ("division", "８/4"),
-        ("division", "9" * 10**5 + "/3"), ("addition", "4+"), ("multiplication", "2**9"),
+        ("division", "9" * 10**5 + "/3"), ("addition", "4+"),
         ("countdown", "3,7:26"), ("words", "Tom has 7 pens, gets 1, loses 9."),
         ("words", "Tom has 7 pens"),
     ],

@@ -137,8 +137,11 @@ def test_evaluation_is_greedy_unless_a_temperature_is_given(small_gpt):
     assert texts() == texts(temperature=1e-4) != texts(temperature=1.0) == texts(temperature=1.0)
 
 
-def test_evaluation_disturbs_nothing(small_gpt, even_sums):
-    """Neither torch's random numbers nor the model's weights change, nor do they want gradients."""
+def test_evaluation_disturbs_nothing(small_gpt, even_sums, monkeypatch):
+    """Neither torch's random numbers nor the model's weights change, nor do they want gradients. It needs no
+    training problems, whose file may be gone.
+    """
+    monkeypatch.setattr("engine.build.train_problems", None)
     model, base, problems = small_gpt(), small_gpt(dim=16), held_out_of(C, 12)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     state = torch.get_rng_state()

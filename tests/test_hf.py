@@ -138,6 +138,19 @@ def test_sharded_and_bin_files_have_the_same_logits(folder, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["qwen2"], indirect=True)
+def test_a_bin_file_of_other_things_is_refused_and_a_null_in_the_config_is_not(folder):
+    path = folder / "config.json"
+    nothing = dict.fromkeys(("quantization_config", "attn_logit_softcapping", "num_experts"))
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | nothing), encoding="utf-8")
+    load_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    for content in ({"model.norm.weight": 1.0}, [torch.ones(3)]):
+        torch.save(content, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="does not hold tensors alone"):
+            load_pretrained(folder)
+
+
+@pytest.mark.parametrize("folder", ["qwen2"], indirect=True)
 def test_a_model_is_read_and_written_in_bfloat16(folder, tmp_path):
     half = load_pretrained(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}

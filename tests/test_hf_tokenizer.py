@@ -130,6 +130,7 @@ def steps(content: dict) -> list[dict]:
         (lambda c: steps(c)[1].update(add_prefix_space=True), "pre_tokenizer Split + ByteLevel"),
         (lambda c: c["model"]["merges"].reverse(), "out of the merges' order"),
         (lambda c: c["model"]["vocab"].pop("a"), "bytes have no token"),
+        (lambda c: c["model"]["vocab"].pop("~"), "1 bytes have no token, such as [126]"),
         (lambda c: c["added_tokens"].clear(), "no end of turn that we know"),
     ],
 )

@@ -1,5 +1,6 @@
 """The scripts as a user runs them: pipeline, kill and resume, determinism, bad input."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import train
 from data import load_task, train_problems
 from engine.build import pick_device
 from engine.presets import PRESETS
+from engine.settings import EvalOptions
 from train import Config, load_model
 
 TINY = [
@@ -213,5 +215,19 @@ def test_help_lists_every_preset_and_every_field_with_its_reason():
         assert f"{name}: {why} {settings}" in text, name
     for field in Config.__dataclass_fields__.values():
         reason = field.metadata["why"]
-        found = f"--{field.name} " in text and " ".join(reason.split()) in text
+        default = f" (default: {field.default})" if field.default not in (None, "") else ""
+        found = f"--{field.name} " in text and " ".join(reason.split()) + default in text
         assert found and len(reason) > 10, field.name
+
+
+def test_settings_are_those_that_the_results_were_measured_with():
+    """Its default and limits, and the presets. To change one on purpose, change the file, too."""
+
+    def limits(f):
+        return [f.default, *map(str, f.metadata["choices"] or (f.metadata["low"], f.metadata["high"]))]
+
+    found = {
+        cls.__name__: {f.name: limits(f) for f in dataclasses.fields(cls)} for cls in (Config, EvalOptions)
+    }
+    found["presets"] = {name: values for name, (_, values) in PRESETS.items()}
+    assert found == json.loads((ROOT / "tests" / "settings.json").read_text(encoding="utf-8"))

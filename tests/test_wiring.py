@@ -246,6 +246,20 @@ def test_the_line_of_an_update_says_what_a_person_should_know():
     )
 
 
+def test_a_line_is_shown_now_and_then_and_at_the_ends_with_the_pace_since_the_start(
+    tmp_path, monkeypatch, capsys
+):
+    """A run that went on after two steps has a pace of its own."""
+    run, stage = object.__new__(Run), Stage("base", 25, 0.1)
+    run.c, run.folder, run.started, run.stage_started, run.first_step = Config(), tmp_path, 0.0, 10.0, 2
+    for step in range(2, 25):
+        monkeypatch.setattr("engine.run.time.perf_counter", lambda: 10.0 + 3.0 * (step - 1))  # noqa: B023
+        run.log_and_save(0, stage, step, {"loss": 1.0, "grad_norm": 1.0}, None)
+    shown = [line.split("  loss")[0] for line in capsys.readouterr().out.splitlines()]
+    each = "3.0 s/step  ETA"
+    assert shown == [f"base   10/25  {each} 0:45", f"base   20/25  {each} 0:15", f"base   25/25  {each} 0:00"]
+
+
 # ---------------------------------------------------------------------------------- dialogues
 
 
