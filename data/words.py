@@ -38,8 +38,8 @@ def sample(rng: Random, size: int) -> Problem:
         if i == lost:
             text, count = text + ", loses all", 0
             continue
-        gain = count < 2 or rng.random() < 0.5
-        n = rng.randint(2, 9 if gain else min(9, count))
+        gain = not count or rng.random() < 0.5
+        n = rng.randint(1, 5 if gain else min(5, count))
         text, count = f"{text}, {'gets' if gain else 'loses'} {n}", count + (n if gain else -n)
     return parse(text + ".")
 

@@ -251,3 +251,24 @@ def test_a_near_miss_has_a_wrong_inner_digit(size):
         wrong.add(sum(a != b for a, b in zip(quotient, problem.answer, strict=True)))
         assert quotient[0] == problem.answer[0] and quotient[-1] == problem.answer[-1]
     assert wrong == ({1} if size == 3 else {1, 2})
+
+
+def test_problems_in_words_have_the_working_that_they_say():
+    """Half of them can be said at once: all is lost before the last change."""
+    words, rng, levels = load_task("words"), Random(0), []
+    for problem in (words.sample(rng, 3) for _ in range(1000)):
+        (_, start), *changes = re.findall(r"(has|gets|loses) (\w+)", problem.prompt)
+        counts = [int(start)]
+        for verb, n in changes:
+            counts.append(0 if n == "all" else counts[-1] + int(n) * (1 if verb == "gets" else -1))
+        working = "".join(f" {count}" for count in counts[1:])
+        assert min(counts) >= 0 and words.attempt(problem, "right", rng).text == f"{counts[-1]}:{working}"
+        levels.append(words.level(problem))
+        assert levels[-1] == (1 if changes[1][1] == "all" else 3) and "all" not in (
+            changes[0][1],
+            changes[2][1],
+        )
+        assert 0 < abs(int(words.attempt(problem, "near", rng).answer[:-1]) - counts[-1]) < 3
+    assert 450 < levels.count(3) < 550
+    with pytest.raises(ValueError, match="the most changes of words are 10"):
+        words.sample(rng, 11)

@@ -24,21 +24,18 @@ class Pair(NamedTuple):
     reference: str
 
 
-def read_pairs() -> list[Pair]:
-    """Each line of the file is a verdict, an answer and a reference, or "# " and a topic."""
-    pairs, topic = [], ""
-    for line in Path(__file__).with_name("answer_pairs.tsv").read_text(encoding="utf-8").splitlines():
-        if line.startswith("# "):
-            topic = line[2:]
-        else:
-            verdict, answer, reference = line.split("\t")
-            pairs.append(Pair(topic, verdict == "equal", answer, reference))
-    return pairs
+def sections(name: str) -> list[list[list[str]]]:
+    """The fields of each line of a file beside this one, by section. A section begins with "# topic"."""
+    parts = re.split("^# ", Path(__file__).with_name(name).read_text(encoding="utf-8"), flags=re.M)[1:]
+    return [[line.split("\t") for line in part.splitlines() if line] for part in parts]
 
 
-PAIRS = read_pairs()
+# Each line of the file is a verdict, an answer and a reference.
+PAIRS = [Pair(t, v == "equal", a, b) for (t,), *rows in sections("answer_pairs.tsv") for v, a, b in rows]
+FOUND, MATH_STYLE = ([(text, answer) for answer, text in rows[1:]] for rows in sections("extracted.tsv"))
 
-EXTRACTED = [  # and those of extracted.tsv
+EXTRACTED = [
+    *FOUND,
     (r"$\boxed{\frac{1}{4}}$, or $\boxed{0.25}$", "0.25"),  # one value, written in two ways
     ("The final answer is $[1,\n2]$. I hope it is correct.", "[1,\n2]"),
     ("The final answer is $3$. I hope it is correct. \nFinal Answer: The final answer is $5$.", "5"),
@@ -50,31 +47,10 @@ EXTRACTED = [  # and those of extracted.tsv
     *((text, None) for text in ("", "no idea", r"\boxed{}", r"\boxed", r"\boxed{3}, then \boxed{", "####")),
     *((text, None) for text in (r"the sum 12 is \boxed{\frac{1}{2}", "5 is it. The final answer is")),
 ]  # fmt: skip
-for line in Path(__file__).with_name("extracted.tsv").read_text(encoding="utf-8").splitlines()[1:]:
-    EXTRACTED.append(tuple(line.split("\t")[::-1]))
-
 NO_ANSWERS = [
     (None, "5"), ("", "5"), (" ", " "), ("$$", "$$"), (".", "."), ("--", "0"), (r"\left", ""), ("{}", ""),
     ("()", "()"), ("(1,2", "(1,2)"), (r"\frac{1}{", r"\frac{1}{"), (None, None), ("", ""),
     ("1" + "+1" * 100, "101"), ("101", "1" + "+1" * 100),  # more tokens than are read
-]  # fmt: skip
-
-MATH_STYLE = [  # the ends of solutions, as in MATH, and the reference answers
-    (r"the coordinates are $\boxed{\left( 3, \frac{\pi}{2} \right)}.$", r"\left( 3, \frac{\pi}{2} \right)"),
-    (r"We have \begin{align*} x &= \boxed{p - q}. \end{align*}", "p - q"),
-    (r"the sum is $2+\frac{5}{3}+1=\boxed{\frac{14}{3}}$", r"\frac{14}{3}"),
-    (r"Hence the slowest is $\boxed{\text{Evelyn}}$.", r"\text{Evelyn}"),
-    (r"the angle is $\boxed{90^\circ}.$", r"90^\circ"),
-    (r"$r = x - 1 = \boxed{10}\%$.", "10"),
-    (r"the solutions are $n = \boxed{1,-2}.$", "-2, 1"),
-    (r"so $10101001110_{2}=\boxed{2516_8}$.", "2516_8"),
-    (r"these are $\boxed{1 \pm \sqrt{19}}.$", r"1 \pm \sqrt{19}"),
-    (r"$v = \boxed{\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}}.$",
-     r"\begin{pmatrix} -\frac13 \\ \frac23 \end{pmatrix}"),
-    (r"is $x \in \boxed{(-\infty, -1] \cup [3, \infty)}$.", r"(-\infty,-1]\cup[3,\infty)"),
-    (r"it is $\boxed{x^5 - x^4 + x^3 - x^2 + x - 1}.$", "x^5 - x^4 + x^3 - x^2 + x - 1"),
-    (r"the cost is $\boxed{\$1{,}250.50}$.", "1250.50"),
-    (r"is $\boxed{6 - 5i}$.", "6 - 5i"),
 ]  # fmt: skip
 
 
