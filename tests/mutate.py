@@ -171,8 +171,9 @@ def tests_of(m: Mutant, tree: Path, table: dict[str, dict], seconds: float) -> l
     """The tests that a mutant meets, in their order: what fits into these seconds, but one at least.
 
     They execute its lines, or the lines that mention what its statement defines. If there are none, they are
-    those of the test files that name its module. First come all that take less than QUICK seconds. Of a
-    longer test with many cases the quickest is next, and its other cases when all tests have had their turn.
+    those of the test files that name its module. What a module or a class defines meets the quick ones of
+    these, too. First come all that take less than QUICK seconds. Of a longer test with many cases the
+    quickest is next, and its other cases when all tests have had their turn.
     """
     places, hit = {(m.file, line) for line in m.lines}, {}
     places |= {place for name in m.names for place in mentions(tree)[name]}
@@ -180,10 +181,11 @@ def tests_of(m: Mutant, tree: Path, table: dict[str, dict], seconds: float) -> l
         tests = list(row["seconds"])
         numbers = {i for file, line in places for i in row["lines"].get(file, {}).get(str(line), [])}
         hit |= {tests[i]: row["seconds"][tests[i]] for i in numbers}
-    if not hit:
+    if not hit or m.names:
         word = re.compile(rf"\b{Path(m.file.removesuffix('/__init__.py')).stem}\b")
         named = [f for f in table if word.search((tree / f).read_text(encoding="utf-8"))]
-        hit = {test: s for f in named for test, s in table[f]["seconds"].items()}
+        seconds_of = {test: s for f in named for test, s in table[f]["seconds"].items()}
+        hit |= {test: s for test, s in seconds_of.items() if s < QUICK or not hit}
     turns, queue, chosen = Counter(), [], []
     broken = {test for row in table.values() for test in row["failed"]}
     for test in sorted(hit.keys() - broken, key=lambda test: (hit[test], test)):
