@@ -1,13 +1,13 @@
 """Word problems for pretrained models. The model answers first and then shows its working:
 
-    Tom has 7 pens, gets 6, loses 8, gets 5.      ->  10: 13 5 10
-    Anna has 8 eggs, loses 3, loses all, gets 4.  ->  4: 5 0 4
+    Emma has 7 pens, gets 4, loses 3, gets 5.     ->  13: 11 8 13
+    Tom has 8 cards, loses 3, loses all, gets 4.  ->  4: 5 0 4
 
 The working is how many there are after each change. Only the answer in front of it is graded. `size` is the
-number of changes. This is data/calculator.py in words: to say the answer at once takes mental arithmetic in
+number of changes. This is data/calculator.py in words. To say the answer at once takes mental arithmetic in
 `size` steps, which is too much for a small model. LONG is the share of such problems. In the others all is
 lost before the last change, so the answer stands in the problem. The working takes one small step at a time.
-So it is right where the answer before it is wrong, and a second attempt can go by it.
+So it is often right where the answer before it is wrong, and a second attempt can go by it.
 """
 
 import re
@@ -27,7 +27,9 @@ PROMPT = re.compile(rf"{START}(?:{CHANGE.pattern}){{1,{MOST_CHANGES}}}\.", re.AS
 
 
 def sample(rng: Random, size: int) -> Problem:
-    """A problem of `size` changes. Before the last one all is lost, except with probability LONG."""
+    """A problem of `size` changes. Before the last one, if it is not the only one, all is lost, except with
+    probability LONG.
+    """
     if size > MOST_CHANGES:
         raise ValueError(f"size={size}: the most changes of words are {MOST_CHANGES}")
     lost = size - 2 if rng.random() >= LONG else None
@@ -47,7 +49,7 @@ def sample(rng: Random, size: int) -> Problem:
 def parse(prompt: str) -> Problem:
     text = prompt.strip()
     if not PROMPT.fullmatch(text) or min(counts(text)) < 0:
-        raise ValueError("a problem in words looks like: Tom has 7 pens, gets 6, loses 8, gets 5.")
+        raise ValueError("a problem in words looks like: Emma has 7 pens, gets 4, loses 3, gets 5.")
     return Problem(text, str(counts(text)[-1]))
 
 
@@ -86,9 +88,8 @@ def attempt(problem: Problem, kind: str, rng: Random) -> Attempt:
 
 def honest(problem: Problem, text: str) -> Attempt | None:
     answer = graded(text)
-    return (
-        Attempt(f"{answer}:", working(problem)) if re.fullmatch(r"0|[1-9]\d{0,2}", answer, re.ASCII) else None
-    )
+    is_number = re.fullmatch(r"0|[1-9]\d{0,2}", answer, re.ASCII)
+    return Attempt(f"{answer}:", working(problem)) if is_number else None
 
 
 def working(problem: Problem) -> str:

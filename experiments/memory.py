@@ -31,6 +31,7 @@ from model import GPT, GPTConfig
 QWEN2 = dict(qk_norm=False, qkv_bias=True, tie_weights=True)
 MODELS = {  # vocabulary, layers, heads, KV heads, width, width of a head, width of the MLP, longest sequence
     "GPT-2 124M": gpt2_config(),
+    "SmolLM2-135M": GPTConfig(49152, 30, 9, 3, 576, 64, 1536, 2048, qk_norm=False, tie_weights=True),
     "Qwen2.5-0.5B": GPTConfig(151936, 24, 14, 2, 896, 64, 4864, 32768, **QWEN2),
     "Llama-3.2-1B": GPTConfig(128256, 16, 32, 8, 2048, 64, 8192, 131072, qk_norm=False, tie_weights=True),
     "Qwen2.5-1.5B": GPTConfig(151936, 28, 12, 2, 1536, 128, 8960, 32768, **QWEN2),

