@@ -53,9 +53,9 @@ PRESETS = {  # name -> what it is for, and its settings
         "a pretrained model, with dialogues so few and short that a CPU can do it: engine/SMOLLM2.md",
         dict(
             name="smollm2", task="words", train_n=40, lora=16, dtype="bfloat16", base_steps=200,
-            base_batch=16, base_lr=1e-3, right_first=0.4, copy=0.75, right=0.15, slip=0.4, own_from=1.0,
-            batch=32, sample_batch=32, micro_batch=8, max_new=16, lr=5e-4, stage2_lr=2e-4, stage1_steps=70,
-            stage2_steps=30, eval_n=500, log_every=1, show_every=20, save_every=5, report=False,
+            base_batch=16, base_lr=1e-3, right_first=0.4, copy=0.85, right=0.05, slip=0.4, own_from=1.0,
+            batch=32, sample_batch=32, micro_batch=8, max_new=16, lr=5e-4, stage2_lr=2e-4, stage1_steps=60,
+            stage2_steps=20, eval_n=500, log_every=1, show_every=20, save_every=5, report=False,
         ),
     ),
 }  # fmt: skip

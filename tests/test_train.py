@@ -220,8 +220,8 @@ def test_help_lists_every_preset_and_every_field_with_its_reason():
         assert found and len(reason) > 10, field.name
 
 
-def test_settings_are_those_that_the_results_were_measured_with():
-    """Its default and limits, and the presets. To change one on purpose, change the file, too."""
+def test_settings_are_as_recorded():
+    """The default and the limits of each, and the presets. To change one on purpose, change the file, too."""
 
     def limits(f):
         return [f.default, *map(str, f.metadata["choices"] or (f.metadata["low"], f.metadata["high"]))]
