@@ -74,7 +74,7 @@ def test_the_reference_of_a_lora_run_is_the_base(run):
 @pytest.mark.parametrize("lora", [4, 0])
 def test_on_a_task_in_words_a_pretrained_model_is_warmed_up_to_be_the_base(run, qwen, lora):
     """The base stage comes first, and the reference is the model after it."""
-    words = ["--task=words", "--size=3", f"--lora={lora}", "--lr=1e-2", "--max_new=60", "--stage2_steps=0"]
+    words = ["--task=words", f"--lora={lora}", "--lr=1e-2", "--max_new=60", "--stage2_steps=0"]
     folder = run("words", *words, "--base_steps=8", "--base_batch=4", "--base_lr=1e-2", "--own_from=0.5")
     rows = check_reference(folder)
     assert [row["stage"] for row in rows] == ["base"] * 8 + ["stage1"] * 4
